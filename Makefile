@@ -1,0 +1,65 @@
+# The one entrance: people, hooks and CI call the same targets. Each installs what it needs, once.
+#   make demo          export, verify, calibrate, predict and bench the shipped checkpoint on real images
+#   make test          the test suite
+#   make PYTHON=python3.12 test    with another interpreter (remove .venv first)
+
+PYTHON ?= python3
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+ROBOT := .venv-runtime
+# One line a package: an install of several minutes shows that it is alive, and errors (stderr) stay whole.
+PROGRESS := awk '/^(Collecting|Building|Installing)/ { line = substr($$0, 1, 100); print "  " line; fflush() }'
+
+.PHONY: help demo test test-slow test-gpu test-runtime check format bench clean
+
+help:
+	@sed -n '2,4p' Makefile | cut -c3-; echo "  make test-slow | test-gpu | test-runtime | check | format | bench | clean"
+
+$(VENV)/installed: pyproject.toml
+	@echo "creating $(VENV) with torch, onnx, onnxruntime and the test tools (several minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -e ".[train,cpu,plot,dev]" | $(PROGRESS)
+	@touch $@
+
+$(ROBOT)/installed: pyproject.toml
+	@echo "creating $(ROBOT): the robot's environment, without torch"
+	@$(PYTHON) -m venv $(ROBOT)
+	@$(ROBOT)/bin/python -m pip install --disable-pip-version-check --progress-bar off -e ".[cpu,test]" | $(PROGRESS)
+	@touch $@
+
+demo: $(VENV)/installed
+	@$(VENV)/bin/flss-edge demo
+
+test: $(VENV)/installed
+	@$(VENV)/bin/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/installed
+	@$(VENV)/bin/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: $(VENV)/installed
+	@$(VENV)/bin/python -m pytest -m gpu $(ARGS)
+
+test-runtime: $(ROBOT)/installed
+	@$(ROBOT)/bin/python -c "import importlib.util as u, sys; sys.exit('torch is installed here' if u.find_spec('torch') else 0)"
+	@$(ROBOT)/bin/python -m pytest tests/runtime -m "not slow and not gpu" $(ARGS)
+
+check: $(VENV)/installed
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+format: $(VENV)/installed
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+# The demo leaves its bundle in build/demo, so that the bench times the model everybody can rebuild.
+bench: $(VENV)/installed
+	@$(VENV)/bin/flss-edge export models/cifar10-w8.pt -o build/bench/cifar10.bundle --overwrite
+	@$(VENV)/bin/flss-edge bench build/bench/cifar10.bundle --profile standard -o build/bench/result.json --overwrite $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(ROBOT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
