@@ -1,0 +1,76 @@
+"""flss_runtime: from an exported bundle to a decision, with NumPy and one inference engine, without torch.
+
+>>> from flss_runtime import open_classifier
+>>> with open_classifier("model.bundle") as classifier:  # doctest: +SKIP
+...     decision = classifier.classify(frame)[0]  # frame: (H, W, 3) uint8
+
+A `Decision` has `label` None where the image was rejected.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flss_runtime.bundle import Bundle, load_bundle
+    from flss_runtime.classifier import SmoothedClassifier, open_classifier
+    from flss_runtime.decision import Decision, SmoothingPolicy, Status, decide
+    from flss_runtime.engines import Engine, TensorSpec, open_engine
+    from flss_runtime.errors import FLSSError
+    from flss_runtime.images import InputSpec, read_image
+    from flss_runtime.latent import LatentGaussian
+    from flss_runtime.noise import KeyedNoise, NoiseSource, SeededNoise, SystemNoise
+
+__all__ = [
+    "Bundle",
+    "Decision",
+    "Engine",
+    "FLSSError",
+    "InputSpec",
+    "KeyedNoise",
+    "LatentGaussian",
+    "NoiseSource",
+    "SeededNoise",
+    "SmoothedClassifier",
+    "SmoothingPolicy",
+    "Status",
+    "SystemNoise",
+    "TensorSpec",
+    "decide",
+    "load_bundle",
+    "open_classifier",
+    "open_engine",
+    "read_image",
+]
+
+# Public name -> the module it is imported from when it is first used: a command that needs one error class or `--help`
+# does not pay for all of it.
+_HOME = {
+    "Bundle": "bundle",
+    "load_bundle": "bundle",
+    "SmoothedClassifier": "classifier",
+    "open_classifier": "classifier",
+    "Decision": "decision",
+    "SmoothingPolicy": "decision",
+    "Status": "decision",
+    "decide": "decision",
+    "Engine": "engines",
+    "TensorSpec": "engines",
+    "open_engine": "engines",
+    "FLSSError": "errors",
+    "InputSpec": "images",
+    "read_image": "images",
+    "LatentGaussian": "latent",
+    "KeyedNoise": "noise",
+    "NoiseSource": "noise",
+    "SeededNoise": "noise",
+    "SystemNoise": "noise",
+}
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,138 @@
+"""Real ONNX graphs, small enough to read: a linear encoder and a linear head, run by the real engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from flss_runtime.images import InputSpec
+
+FLOAT = int(TensorProto.FLOAT)
+INT64 = int(TensorProto.INT64)
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """Weights of the two graphs, so that a test can compute in NumPy what the engine has to give."""
+
+    spec: InputSpec
+    latent_dim: int
+    num_classes: int
+    mean_weight: npt.NDArray[np.float32]  # (3 H W, D)
+    std_weight: npt.NDArray[np.float32]  # (3 H W, D)
+    head_weight: npt.NDArray[np.float32]  # (D, K)
+    head_bias: npt.NDArray[np.float32]  # (K,)
+    encoder: Path
+    head: Path
+
+    def encode(self, images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        flat = images.reshape(len(images), -1)
+        return flat @ self.mean_weight, np.exp(flat @ self.std_weight / 2)
+
+
+def save(
+    path: Path, name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict[str, Any]
+) -> None:
+    initializers = [numpy_helper.from_array(value, key) for key, value in weights.items()]
+    graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def tensor(name: str, shape: list[int | str], dtype: int = FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def save_encoder(
+    path: Path, spec: InputSpec, mean_weight: npt.NDArray[np.float32], std_weight: npt.NDArray[np.float32]
+) -> None:
+    latent_dim = mean_weight.shape[1]
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "mean_weight"], ["mean"]),
+        helper.make_node("MatMul", ["flat", "half_logvar_weight"], ["half_logvar"]),
+        helper.make_node("Exp", ["half_logvar"], ["std"]),
+    ]
+    weights = {"mean_weight": mean_weight, "half_logvar_weight": std_weight / np.float32(2)}
+    save(
+        path,
+        "encoder",
+        nodes,
+        [tensor("images", ["B", 3, spec.height, spec.width])],
+        [tensor("mean", ["B", latent_dim]), tensor("std", ["B", latent_dim])],
+        weights,
+    )
+
+
+def save_head(path: Path, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> None:
+    latent_dim, num_classes = weight.shape
+    axes = {"axis_1": np.array([1], np.int64), "axis_2": np.array([2], np.int64)}
+    nodes = [
+        helper.make_node("Gemm", ["mean", "weight", "bias"], ["centre"]),
+        helper.make_node("Unsqueeze", ["centre", "axis_1"], ["centre_row"]),
+        helper.make_node("Mul", ["std", "noise_scale"], ["scaled_std"]),
+        helper.make_node("Unsqueeze", ["scaled_std", "axis_2"], ["std_column"]),
+        helper.make_node("Mul", ["std_column", "weight"], ["folded"]),
+        helper.make_node("MatMul", ["noise", "folded"], ["spread"]),
+        helper.make_node("Add", ["centre_row", "spread"], ["logits"]),
+        helper.make_node("ArgMax", ["logits"], ["choices"], axis=2, keepdims=0),
+    ]
+    inputs = [
+        tensor("mean", ["B", latent_dim]),
+        tensor("std", ["B", latent_dim]),
+        tensor("noise", ["NB", "N", latent_dim]),
+        tensor("noise_scale", [1]),
+    ]
+    outputs = [tensor("logits", ["B", "N", num_classes]), tensor("choices", ["B", "N"], INT64)]
+    save(path, "head", nodes, inputs, outputs, {"weight": weight, "bias": bias, **axes})
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
+    """Write a random linear encoder and head of the given sizes."""
+
+    def make(size: int = 8, latent_dim: int = 16, num_classes: int = 5, seed: int = 0) -> TinyModel:
+        rng = np.random.default_rng(seed)
+        spec = InputSpec(size, size)
+        pixels = 3 * size * size
+        mean_weight = rng.normal(0, 2 / np.sqrt(pixels), (pixels, latent_dim)).astype(np.float32)
+        std_weight = rng.normal(0, 1 / np.sqrt(pixels), (pixels, latent_dim)).astype(np.float32)
+        head_weight = rng.normal(0, 1, (latent_dim, num_classes)).astype(np.float32)
+        head_bias = rng.normal(0, 1, num_classes).astype(np.float32)
+        folder = tmp_path_factory.mktemp("graphs")
+        save_encoder(folder / "encoder.onnx", spec, mean_weight, std_weight)
+        save_head(folder / "head.onnx", head_weight, head_bias)
+        return TinyModel(
+            spec,
+            latent_dim,
+            num_classes,
+            mean_weight,
+            std_weight,
+            head_weight,
+            head_bias,
+            folder / "encoder.onnx",
+            folder / "head.onnx",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_model: Callable[..., TinyModel]) -> TinyModel:
+    return make_model()
+
+
+@pytest.fixture()
+def frames(tiny: TinyModel) -> npt.NDArray[np.uint8]:
+    """Seven random frames, (7, H, W, 3) uint8."""
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 256, (7, tiny.spec.height, tiny.spec.width, 3), dtype=np.uint8)
