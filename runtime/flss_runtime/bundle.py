@@ -1,0 +1,262 @@
+"""The exported artefact: a directory that is verified before anything in it is used (docs/bundle-format.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from flss_runtime.atomic import atomic_directory, atomic_write
+from flss_runtime.decision import SmoothingPolicy
+from flss_runtime.errors import BundleError, EngineUnavailable, UncalibratedError, UsageError
+from flss_runtime.images import InputSpec
+from flss_runtime.integrity import (
+    CHECKPOINT_SUFFIXES,
+    bundle_directory,
+    check_file,
+    file_inside,
+    refuse_unlisted,
+    sha256_file,
+)
+from flss_runtime.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    MODE,
+    POLICY_NAME,
+    ROLES,
+    check_calibration,
+    check_manifest,
+    check_name,
+    check_policy,
+    policy_digest,
+)
+from flss_runtime.strict_json import Json, file_json, read_json
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        path: The directory.
+        digest: SHA-256 of manifest.json; it covers every file but policy.json.
+        input: What the encoder takes.
+        class_names: K names; the index is the class number.
+        latent_dim: D.
+        num_classes: K.
+        num_samples: The policy's default N.
+        noise_scale: The policy's default factor on the standard deviation.
+        manifest: manifest.json as read.
+        calibrations: The entries of policy.json (docs/bundle-format.md, section 5).
+    """
+
+    path: Path
+    digest: str
+    input: InputSpec
+    class_names: tuple[str, ...]
+    latent_dim: int
+    num_classes: int
+    num_samples: int
+    noise_scale: float
+    manifest: Json = field(repr=False)
+    calibrations: tuple[Json, ...] = field(repr=False)
+
+    def file(self, name: str) -> Path | None:
+        """Return the place of a listed file, or None where the bundle has none of that name."""
+        return self.path / name if name in self.manifest["files"] else None
+
+    def graph(self, role: str, precision: str = "fp32") -> Path:
+        """Return the ONNX graph of a role.
+
+        Args:
+            role: "encoder", "head" or "deterministic".
+            precision: "fp32", "fp16" or "int8".
+
+        Raises:
+            BundleError: The bundle has no graph of that role.
+            EngineUnavailable: It has, but not in that precision.
+        """
+        available: dict[str, Path] = {
+            self.manifest["precision"][key]: self.path / name
+            for key, name in self.manifest["graphs"].items()
+            if key.split(".", 1)[0] == role
+        }
+        if role not in ROLES or not available:
+            raise BundleError(f"{self.path} has no {role!r} graph", "export the checkpoint again to get every graph")
+        if precision not in available:
+            problem = f"{self.path} has the {role} in {', '.join(sorted(available))}, not in {precision}"
+            raise EngineUnavailable(problem, f"export with --precision {precision}, or ask for one that is there")
+        return available[precision]
+
+    def calibration(self, num_samples: int | None = None) -> Json | None:
+        """Return the calibration entry for N (default: the policy's) at the policy's noise scale, or None."""
+        wanted = self.num_samples if num_samples is None else num_samples
+        for entry in self.calibrations:
+            if (entry["num_samples"], entry["noise_scale"], entry["mode"]) == (wanted, self.noise_scale, MODE):
+                return entry
+        return None
+
+    def policy(self, num_samples: int | None = None) -> SmoothingPolicy:
+        """Return the calibrated policy for N samples (default: the policy's).
+
+        Raises:
+            UncalibratedError: There is no threshold for this N; a guess would break the false-reject budget.
+            UsageError: N < 1.
+        """
+        wanted = self.num_samples if num_samples is None else num_samples
+        bare = SmoothingPolicy(wanted, self.noise_scale, 0)
+        entry = self.calibration(wanted)
+        if entry is None:
+            have = ", ".join(f"N = {e['num_samples']} at scale {e['noise_scale']}" for e in self.calibrations) or "none"
+            problem = (
+                f"{self.path} is not calibrated for N = {wanted} at noise scale {self.noise_scale} (it has {have})"
+            )
+            option = "" if wanted == self.num_samples else f" -n {wanted}"
+            fix = f"flss-edge calibrate {self.path} --data DATA --budget 0.10{option}"
+            raise UncalibratedError(problem, fix)
+        return SmoothingPolicy(bare.num_samples, bare.noise_scale, entry["min_votes"])
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Open a bundle and verify every file in it.
+
+    Args:
+        path: The bundle's directory.
+
+    Raises:
+        BundleError: Missing, not a bundle, of another format version, incomplete, altered, or with a name or link
+            that leaves the directory; the message names the file.
+    """
+    root = bundle_directory(Path(path))
+    manifest, raw = read_json(file_inside(root, MANIFEST_NAME))
+    check_manifest(manifest)
+    files = manifest["files"]
+    refuse_unlisted(root, files)
+    for name, expected in files.items():
+        check_file(file_inside(root, name), expected["sha256"], expected["size"])
+    digest = hashlib.sha256(raw).hexdigest()
+    policy, _ = read_json(file_inside(root, POLICY_NAME))
+    check_policy(policy, digest)
+    return Bundle(
+        path=Path(path),
+        digest=digest,
+        input=InputSpec.from_json(manifest["input"]),
+        class_names=tuple(manifest["class_names"]),
+        latent_dim=manifest["latent_dim"],
+        num_classes=manifest["num_classes"],
+        num_samples=policy["num_samples"],
+        noise_scale=float(policy["noise_scale"]),
+        manifest=manifest,
+        calibrations=tuple(policy["calibrations"]),
+    )
+
+
+def write_bundle(
+    target: str | Path,
+    manifest_fields: Mapping[str, Any],
+    policy_fields: Mapping[str, Any],
+    files: Mapping[str, bytes | Path],
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle that appears complete and verified, or not at all.
+
+    Args:
+        target: The directory to make.
+        manifest_fields: The keys of manifest.json but `format_version`, `files` and (if absent: now) `created`.
+        policy_fields: `num_samples`, `noise_scale` and optionally `calibrations`.
+        files: File name in the bundle -> its content, or a file to copy.
+        overwrite: Whether an existing bundle may be replaced.
+
+    Returns:
+        The bundle as a reader sees it.
+
+    Raises:
+        BundleError: The fields do not make a valid bundle; nothing was replaced.
+        OutputError: `target` exists or cannot be written.
+    """
+    with atomic_directory(target, overwrite) as folder:
+        table = {check_name(name): _place(folder / name, content) for name, content in files.items()}
+        created = {"created": utc_now()}
+        manifest = {"format_version": FORMAT_VERSION, **created, **manifest_fields, "files": table}
+        raw = file_json(manifest)
+        (folder / MANIFEST_NAME).write_bytes(raw)
+        policy = {"calibrations": [], **policy_fields}
+        (folder / POLICY_NAME).write_bytes(_sealed_policy(policy, hashlib.sha256(raw).hexdigest()))
+        load_bundle(folder)
+    return load_bundle(target)
+
+
+def store_calibration(bundle: Bundle, entry: Mapping[str, Any]) -> Bundle:
+    """Add a calibration to the policy on disk, in place of one for the same (num_samples, noise_scale, mode).
+
+    Args:
+        bundle: The bundle that was calibrated; nothing is written if its directory holds another one by now.
+        entry: As `calibration.calibrate` makes it.
+
+    Returns:
+        The bundle, loaded again.
+
+    Raises:
+        BundleError: The entry is impossible, or the bundle changed meanwhile.
+        OutputError: policy.json cannot be written.
+    """
+    key = check_calibration(dict(entry))
+    place = file_inside(bundle_directory(bundle.path), POLICY_NAME)
+    policy, _ = read_json(place)
+    check_policy(policy, bundle.digest)
+    kept = [other for other in policy["calibrations"] if check_calibration(other) != key]
+    policy["calibrations"] = sorted([*kept, dict(entry)], key=check_calibration)
+    content = _sealed_policy(policy, bundle.digest)
+    with atomic_write(place) as temporary:
+        temporary.write_bytes(content)
+    return load_bundle(bundle.path)
+
+
+def find_bundle(folder: str | Path) -> Path:
+    """Return the only bundle in a folder, or the folder itself where it is one.
+
+    Raises:
+        UsageError: There is none, or more than one; the message lists what was found.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST_NAME).is_file():
+        return folder
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be searched for a bundle ({error.strerror})", "name the bundle") from error
+    found = [e for e in entries if e.is_dir() and (e.suffix == ".bundle" or (e / MANIFEST_NAME).is_file())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(entry) for entry in found)
+        raise UsageError(f"several bundles here: {names}", f"name the one you mean, for example {found[0]}")
+    checkpoints = [str(entry) for entry in entries if entry.suffix in CHECKPOINT_SUFFIXES]
+    beside = f" (but checkpoints: {', '.join(checkpoints)})" if checkpoints else ""
+    first = checkpoints[0] if checkpoints else "CHECKPOINT"
+    raise UsageError(f"no bundle in {folder.resolve()}{beside}", f"name one, or make one: flss-edge export {first}")
+
+
+def utc_now() -> str:
+    """Return the current time as the format writes it: UTC, ISO 8601, seconds."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _place(place: Path, content: bytes | Path) -> dict[str, Any]:
+    """Write one file of the bundle; return its line in the manifest."""
+    if isinstance(content, bytes):
+        place.write_bytes(content)
+    else:
+        shutil.copyfile(content, place)
+    return {"sha256": sha256_file(place), "size": place.stat().st_size}
+
+
+def _sealed_policy(policy: Mapping[str, Any], manifest_sha256: str) -> bytes:
+    sealed = {**policy, "format_version": FORMAT_VERSION, "manifest_sha256": manifest_sha256}
+    file_json(sealed)  # refuses what cannot be written before a digest is taken of it
+    sealed["sha256"] = policy_digest(sealed)
+    return file_json(sealed)

@@ -1,0 +1,181 @@
+"""The rejection threshold, as strict as a budget of false rejections allows (docs/bundle-format.md, section 5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flss_runtime.bundle import utc_now
+from flss_runtime.classifier import SmoothedClassifier
+from flss_runtime.decision import SmoothingPolicy, decide, tally
+from flss_runtime.errors import DataError, UsageError
+from flss_runtime.manifest import MODE
+from flss_runtime.noise import SeededNoise
+from flss_runtime.statistics import clopper_pearson
+
+FEW_IMAGES = 500
+
+ByteArray = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a calibration comes from.
+
+    Attributes:
+        data: What the images are, in words.
+        data_sha256: Digest of images and labels.
+        engine: Engine that voted, with its version.
+        seed: Of the classifier's noise, None where it came from the operating system.
+    """
+
+    data: str
+    data_sha256: str
+    engine: str
+    seed: int | None = None
+
+
+def min_votes_for_budget(votes: IntArray, correct: BoolArray, num_samples: int, budget: float) -> int:
+    """Find the strictest threshold that rejects at most `budget` of ALL images although they are classified correctly.
+
+    With C(t) = count of images that are correct and have at most t votes: t* = max {t < N : C(t) <= floor(budget * n)}.
+    The answer is t* + 1, because an image is accepted iff it has at least that many votes.
+
+    Args:
+        votes: (n,) votes of each image's winner, 0 to N.
+        correct: (n,) whether that winner is the image's label.
+        num_samples: N, >= 1.
+        budget: Share of the n images, in (0, 1).
+
+    Returns:
+        min_votes, 1 to N.
+
+    Raises:
+        UsageError: `budget` is not in (0, 1).
+        DataError: No images, or so few that the budget amounts to less than one.
+
+    Source: method.md, section 3 (exact rule); the paper's budget is 0.10. Its released scripts reject one level more.
+    """
+    allowed = _allowed_rejects(len(votes), budget)
+    per_level = np.bincount(votes[correct], minlength=num_samples + 1)  # (N + 1,)
+    rejects = np.cumsum(per_level)[:num_samples]  # C(0) to C(N - 1): t = N would ask for more votes than there are
+    return int(np.flatnonzero(rejects <= allowed)[-1]) + 1
+
+
+def calibrate(
+    classifier: SmoothedClassifier, images: ByteArray, labels: IntArray, budget: float, provenance: Provenance
+) -> dict[str, Any]:
+    """Choose min_votes on held-out images and measure what it costs.
+
+    Args:
+        classifier: Its policy gives N and the noise scale; its min_votes is not used.
+        images: (n, H, W, 3) uint8 that neither trained the model nor chose the checkpoint.
+        labels: (n,) class numbers.
+        budget: Share of all images that may be classified correctly and yet be rejected, in (0, 1); 0.10 in the paper.
+        provenance: Recorded in the entry.
+
+    Returns:
+        An entry for policy.json, as `bundle.store_calibration` takes it.
+
+    Raises:
+        UsageError: `budget` is not in (0, 1).
+        DataError: The images or labels do not fit the classifier, or are too few.
+        InferenceError: The engine failed.
+    """
+    _check_data(classifier, images, labels)
+    _allowed_rejects(len(labels), budget)  # before the images are classified, which may take minutes
+    policy = classifier.policy
+    choices = classifier.vote(images)  # (n, N)
+    winners, votes = tally(choices)
+    correct = winners == labels
+    min_votes = min_votes_for_budget(votes, correct, policy.num_samples, budget)
+    accepted = np.array([each.accepted for each in decide(choices, replace(policy, min_votes=min_votes))])
+    return {
+        "num_samples": policy.num_samples,
+        "noise_scale": float(policy.noise_scale),
+        "mode": MODE,
+        "min_votes": min_votes,
+        "rule": "strict",
+        "budget": float(budget),
+        **_measures(correct, accepted, _mean_labels(classifier, images) == labels),
+        **asdict(provenance),
+        "created": utc_now(),
+        "notes": _notes(budget, correct, accepted),
+    }
+
+
+def _measures(correct: BoolArray, accepted: BoolArray, correct_without_sampling: BoolArray) -> dict[str, Any]:
+    false_rejects = int((correct & ~accepted).sum())
+    return {
+        "n": len(correct),
+        "correct": int(correct.sum()),
+        "false_rejects": false_rejects,
+        "interval": list(clopper_pearson(false_rejects, len(correct))),
+        "coverage": float(accepted.mean()),
+        "accuracy_no_sampling": float(correct_without_sampling.mean()),
+        "accuracy_no_rejection": float(correct.mean()),
+        "accuracy_accepted": float(correct[accepted].mean()) if accepted.any() else None,
+    }
+
+
+def _mean_labels(classifier: SmoothedClassifier, images: ByteArray) -> IntArray:
+    """Return the class of each image without sampling, (n,): one head pass of the mean.
+
+    A noise scale of 0 removes the noise from the latent, so the noise source does not matter. The encoder runs a second
+    time, which keeps one path from images to votes.
+    """
+    parts = classifier.encoder, classifier.head, SeededNoise(0), SmoothingPolicy(1, 0.0, 0)
+    return SmoothedClassifier(*parts, classifier.input, classifier.class_names).vote(images)[:, 0]
+
+
+def _allowed_rejects(n: int, budget: float) -> int:
+    """Return floor(budget * n), at least 1, with the budget taken as the decimal that it was written as."""
+    if not 0.0 < budget < 1.0:
+        fix = "pass the share of all images that may be falsely rejected, for example --budget 0.10"
+        raise UsageError(f"budget must lie between 0 and 1; got {budget}", fix)
+    if n == 0:
+        raise DataError("there are no images to calibrate on", "pass labelled images that the training did not see")
+    share = Fraction(repr(float(budget)))  # 0.29 of 100 is 29; in binary floating point it is 28
+    allowed = math.floor(share * n)
+    if allowed < 1:
+        problem = f"a budget of {budget:g} of {n} images allows no false rejection at all"
+        fix = f"calibrate on at least {math.ceil(1 / share)} images ({FEW_IMAGES} or more for a useful interval)"
+        raise DataError(problem, fix)
+    return allowed
+
+
+def _check_data(classifier: SmoothedClassifier, images: ByteArray, labels: IntArray) -> None:
+    spec, classes = classifier.input, len(classifier.class_names)
+    expected = (spec.height, spec.width, 3)
+    if len(images) == 0:
+        return  # _allowed_rejects says what is wrong, whatever the shape of the emptiness
+    if images.dtype != np.uint8 or images.shape[1:] != expected:
+        found = f"{images.dtype} {images.shape}"
+        problem = f"calibration images are {found}; expected uint8 (n, {', '.join(map(str, expected))})"
+        raise DataError(problem, "resize them to the bundle's input, or pass a folder of pictures per class")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        problem = f"labels are {labels.dtype} {labels.shape}; expected one integer for each of {len(images)} images"
+        raise DataError(problem, "pass one class number an image")
+    if labels.min() < 0 or labels.max() >= classes:
+        problem = f"labels run from {labels.min()} to {labels.max()}, but the model's run from 0 to {classes - 1}"
+        raise DataError(problem, "calibrate on data with the model's own classes")
+
+
+def _notes(budget: float, correct: BoolArray, accepted: BoolArray) -> list[str]:
+    notes = []
+    if len(correct) < FEW_IMAGES:
+        low, high = clopper_pearson(int((correct & ~accepted).sum()), len(correct))
+        where = f"the rate of false rejections on new images may lie anywhere from {low:.1%} to {high:.1%} (95 %)"
+        notes.append(f"only {len(correct)} images: {where}, for a budget of {budget:.1%}; use {FEW_IMAGES} or more")
+    if correct.mean() <= budget:
+        notes.append(f"only {correct.mean():.1%} of the images are classified correctly, so the budget binds nothing")
+    if not accepted.any():
+        notes.append("every image is rejected")
+    return notes
