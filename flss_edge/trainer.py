@@ -1,0 +1,264 @@
+"""The training loop: epochs of `Update`, checkpoint selection by PGD accuracy, and a state file that survives kill -9."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flss_edge.augment import augment
+from flss_edge.checkpoint import Checkpoint, save_checkpoint, torch_bytes
+from flss_edge.data import ImageSet
+from flss_edge.evaluation import accuracy, pgd_accuracy
+from flss_edge.model import FLSS, ModelConfig
+from flss_edge.recipes import TrainConfig
+from flss_edge.schedule import triangular
+from flss_edge.update import Update
+from flss_runtime.atomic import atomic_write
+from flss_runtime.errors import CheckFailed, CheckpointError, DataError, UsageError
+
+STATE_VERSION = 1
+STEPS_BETWEEN_LOGS = 20
+SELECTION_STEP_SIZE = 2 / 255
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """The images that are trained on, and those that choose the checkpoint; they share no image.
+
+    `validation_per_class` says how the split was made, so that calibration can find its own half later.
+    """
+
+    fit: ImageSet
+    selection: ImageSet
+    validation_per_class: int | None = None
+
+
+class Trainer:
+    """One training run in one folder: log.jsonl, state.pt (for resuming), best.pt and last.pt.
+
+    Every random number comes from `seed`: the order of epoch e from a generator of its own, everything else from one
+    generator whose state is saved. On the CPU a resumed run therefore ends bit for bit where the uninterrupted one ends,
+    given the same number of threads.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model_config: ModelConfig,
+        data: TrainingData,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        save_every: float = 120.0,
+    ) -> None:
+        """Build the network and its optimiser; nothing is read or written yet.
+
+        Args:
+            config: the recipe.
+            model_config: the network.
+            data: what to train on and what to choose the checkpoint with.
+            folder: an existing folder for the run's files.
+            device: torch's name of it.
+            save_every: seconds between saved states within an epoch.
+        """
+        _check(config, model_config, data)
+        self.config, self.data, self.folder = config, data, Path(folder)
+        self.device, self.save_every = torch.device(device), save_every
+        torch.manual_seed(config.seed)
+        # Channels last is about a tenth faster on a CPU. With fewer than 8 channels torch 2.15 writes past a buffer there
+        # (weight gradient of the 1x1 stride-2 convolution, seen with glibc's malloc checks), so odd widths go without.
+        self.layout = torch.contiguous_format if model_config.width % 8 else torch.channels_last
+        self.model = FLSS(model_config).to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0, weight_decay=config.weight_decay)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.update = Update(self.model, self.optimizer, config, self.generator)
+        self.images = torch.from_numpy(data.fit.images).permute(0, 3, 1, 2).contiguous().to(self.device)
+        self.labels = torch.from_numpy(data.fit.labels).to(self.device)
+        self.steps_per_epoch = -(-len(data.fit) // config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self.best: dict[str, Any] = {}
+
+    def run(self, report: Report = lambda record: None) -> Path:
+        """Train from where the run stands to the end and return the path of the selected checkpoint.
+
+        Args:
+            report: called with every log record, a dict with "event" "step" or "epoch".
+
+        Raises:
+            CheckFailed: the loss is no longer finite.
+            OutputError: the folder cannot be written.
+        """
+        saved_at = time.monotonic()
+        while self.step < self.total_steps:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            order = self._order(epoch)
+            for index in range(position, self.steps_per_epoch):
+                self._train_on(order[index * self.config.batch_size : (index + 1) * self.config.batch_size], report)
+                if index + 1 < self.steps_per_epoch and time.monotonic() - saved_at > self.save_every:
+                    self.save()
+                    saved_at = time.monotonic()
+            self._finish_epoch(epoch + 1, report)
+            saved_at = time.monotonic()
+        return self.folder / "best.pt"
+
+    def save(self) -> None:
+        """Write state.pt atomically: a kill at any moment leaves the old state or the new one."""
+        state = {
+            "version": STATE_VERSION,
+            "identity": self._identity(),
+            "step": self.step,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        with atomic_write(self.folder / "state.pt") as temporary:
+            temporary.write_bytes(torch_bytes(state))
+
+    def resume(self) -> bool:
+        """Continue from state.pt if there is one; return whether there was.
+
+        Raises:
+            UsageError: the state belongs to another recipe, network or data set.
+            CheckpointError: it cannot be read.
+        """
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            identity = state["identity"]
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({type(error).__name__})", "Start anew with --overwrite."
+            ) from error
+        different = [key for key, value in self._identity().items() if identity.get(key) != value]
+        if different:
+            raise UsageError(
+                f"{self.folder} holds a run with other settings ({', '.join(different)})",
+                "Repeat the settings it was started with, choose another --output, or start anew with --overwrite.",
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self.best = state["step"], state["best"]
+        self._trim_log()
+        return True
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.data.fit), generator=generator)
+
+    def _train_on(self, index: Tensor, report: Report) -> None:
+        started = time.perf_counter()
+        config = self.config
+        momentum = (config.momentum_base, config.momentum_peak)
+        lr, momentum_now = triangular(self.step, self.total_steps, config.peak_lr, momentum)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["momentum"] = lr, momentum_now
+        index = index.to(self.device)
+        images = augment(self.images[index], config.crop_padding, config.flip, self.generator)
+        terms = self.update(images.contiguous(memory_format=self.layout), self.labels[index], self.step / self.total_steps)
+        self.step += 1
+        if self.step % STEPS_BETWEEN_LOGS and self.step != self.total_steps:
+            return  # reading the terms waits for the device, so not every step does
+        values = {name: float(value) for name, value in terms.items()}
+        if not all(value == value and abs(value) < float("inf") for value in values.values()):
+            raise CheckFailed(
+                f"the loss is no longer finite at step {self.step} ({values})",
+                "Lower peak_lr (--set peak_lr=0.05) or the KL weights; the last saved state is from before.",
+            )
+        rate = len(index) / (time.perf_counter() - started)
+        record = {"event": "step", "step": self.step, "total_steps": self.total_steps, "lr": lr, "momentum": momentum_now}
+        self._log({**record, **values, "images_per_s": rate}, report)
+
+    def _finish_epoch(self, epoch: int, report: Report) -> None:
+        seed = self.config.seed + epoch
+        clean = accuracy(self.model, self.data.selection)
+        robust = pgd_accuracy(
+            self.model,
+            self.data.selection,
+            epsilon=self.config.epsilon,
+            step_size=SELECTION_STEP_SIZE,
+            steps=self.config.selection_steps,
+            seed=seed,
+        )
+        record = {"epoch": epoch, "selection_accuracy": clean, "selection_pgd_accuracy": robust}
+        last = self._checkpoint(record)
+        if not self.best or robust > self.best["selection_pgd_accuracy"]:  # ties keep the earliest, as released
+            self.best = record
+            save_checkpoint(self.folder / "best.pt", last)
+        save_checkpoint(self.folder / "last.pt", last)
+        self._log({"event": "epoch", "step": self.step, **record, "best_epoch": self.best["epoch"]}, report)
+        self.save()
+
+    def _checkpoint(self, record: dict[str, Any]) -> Checkpoint:
+        training = {
+            "config": self.config.to_json(),
+            "data": self.data.fit.source,
+            "data_sha256": self.data.fit.sha256,
+            "selection_sha256": self.data.selection.sha256,
+            "validation_per_class": self.data.validation_per_class,
+            **record,
+        }
+        return Checkpoint(self.model, self.data.fit.class_names, training=training)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "config": self.config.to_json(),
+            "model": self.model.config.to_json(),
+            "data": self.data.fit.sha256,
+            "selection": self.data.selection.sha256,
+        }
+
+    def _log(self, record: dict[str, Any], report: Report) -> None:
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+        report(record)
+
+    def _trim_log(self) -> None:
+        """Drop records later than the state: the resumed run writes them again."""
+        path = self.folder / "log.jsonl"
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                continue  # the line that a kill cut short
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _check(config: TrainConfig, model_config: ModelConfig, data: TrainingData) -> None:
+    names = data.fit.class_names
+    if len(names) != model_config.num_classes:
+        raise UsageError(
+            f"the data has {len(names)} classes, the network {model_config.num_classes}",
+            "Leave the number of classes to the data, or give a data set that fits.",
+        )
+    highest = int(data.fit.labels.max())
+    if highest >= len(names):
+        raise DataError(f"the label {highest} occurs, but there are {len(names)} classes", "Number classes from 0.")
+    counts = torch.bincount(torch.from_numpy(data.fit.labels), minlength=len(names))
+    if empty := [names[k] for k in range(len(names)) if counts[k] == 0]:
+        raise DataError(f"no training image of class {empty[0]}", "Add images of it or leave the class out.")
+    if len(data.fit) % config.batch_size == 1:
+        raise UsageError(
+            f"the last mini-batch of {len(data.fit)} images has a single one", "Choose another --set batch_size=."
+        )
+    size = (model_config.image_size, model_config.image_size)
+    if data.fit.images.shape[1:3] != size:
+        raise UsageError(
+            f"images are {data.fit.images.shape[1:3]}, the network takes {size}", "Set --image-size to the data's size."
+        )

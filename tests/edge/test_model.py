@@ -1,0 +1,114 @@
+"""Shapes, parameter counts, and the released architecture as an independent reference."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from .released import ReleasedVAE, random_released
+
+from flss_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from flss_edge.model import FLSS, ModelConfig, sample_latents
+from flss_runtime.errors import CheckpointError, UsageError
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_parameter_counts_of_the_paper() -> None:
+    assert count(FLSS(ModelConfig())) == 11_699_274
+    assert count(FLSS(ModelConfig(num_classes=100))) == 11_745_444
+    assert count(ReleasedVAE()) == 11_699_274
+    assert len(ReleasedVAE().state_dict()) == 126
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (ModelConfig(width=4, hidden=(16, 12), num_classes=7), 32),
+        (ModelConfig(width=4, latent_dim=20), 48),
+        (ModelConfig(width=4, stem="imagenet", image_size=224, num_classes=3), 224),
+    ],
+)
+def test_options_shape_the_network(config: ModelConfig, size: int) -> None:
+    model = FLSS(config).eval()
+    mean, logvar = model.encoder(torch.rand(2, 3, size, size))
+    assert mean.shape == logvar.shape == (2, config.features)
+    assert model(torch.rand(2, 3, size, size)).shape == (2, config.num_classes)
+    assert model.head(torch.rand(2, 5, config.features)).shape == (2, 5, config.num_classes)
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in model.head) == len(config.hidden) + 1
+
+
+@pytest.mark.parametrize("bad", [{"width": 0}, {"num_classes": 1}, {"stem": "vit"}, {"hidden": (0,)}])
+def test_impossible_networks_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        ModelConfig(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("wrapped", "prefix"), [(False, "module."), (True, "module."), (False, "")])
+def test_released_layout_imports_and_agrees(tmp_path: Path, wrapped: bool, prefix: str) -> None:
+    """Random weights in the released layout, pooling after the 1x1 convolutions, within 1e-5 of the imported model."""
+    released = random_released(width=16, latent=40, classes=10)
+    state = {prefix + key: value for key, value in released.state_dict().items()}
+    torch.save({"state_dict": state} if wrapped else state, tmp_path / "FLSS.pt")
+    checkpoint = load_checkpoint(tmp_path / "FLSS.pt")
+    assert checkpoint.origin == "released-flss"
+    images, noise = torch.rand(8, 3, 32, 32), torch.randn(8, 40)
+    with torch.no_grad():
+        mean, logvar = checkpoint.model.encoder(images)
+        released_mean, released_logvar = released.encode(images)
+        torch.testing.assert_close(mean, released_mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(logvar, released_logvar, rtol=0, atol=1e-5)
+        ours = checkpoint.model.head(sample_latents(mean, logvar, noise))
+        torch.testing.assert_close(ours, released(images, noise), rtol=0, atol=1e-5)
+
+
+def test_full_width_released_layout_imports_and_agrees(tmp_path: Path) -> None:
+    released = random_released(classes=100)
+    torch.save({f"module.{key}": value for key, value in released.state_dict().items()}, tmp_path / "FLSS.pt")
+    model = load_checkpoint(tmp_path / "FLSS.pt").model
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), released(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_checkpoints_round_trip(tmp_path: Path, suffix: str) -> None:
+    model = FLSS(ModelConfig(width=4, hidden=(8,), num_classes=3)).eval()
+    path = tmp_path / f"model{suffix}"
+    save_checkpoint(path, Checkpoint(model, ("a", "b", "c"), training={"epoch": 2}))
+    loaded = load_checkpoint(path)
+    assert loaded.class_names == ("a", "b", "c")
+    assert loaded.training == {"epoch": 2}
+    assert loaded.model.config == model.config
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[key], value)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (str(tmp_path / "ran"),))  # type: ignore[return-value]
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Payload()}))
+    with pytest.raises(CheckpointError, match="cannot be read safely"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_keys_and_shapes_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    state = {f"module.{key}": value for key, value in random_released(width=4, latent=8).state_dict().items()}
+    path = tmp_path / "FLSS.pt"
+    del state["module.encode.layer3.1.bn2.weight"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"layer3\.1\.bn2\.weight"):
+        load_checkpoint(path)
+    state["module.encode.layer3.1.bn2.weight"] = torch.ones(5)
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"has shape \(5,\); expected \(16,\)"):
+        load_checkpoint(path)
+    torch.save({"linear.weight": torch.ones(3)}, path)
+    with pytest.raises(CheckpointError, match="released FLSS layout"):
+        load_checkpoint(path)

@@ -1,0 +1,160 @@
+"""Training learns, stops readably, and survives kill -9 bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flss_edge.checkpoint import load_checkpoint
+from flss_edge.data import ImageSet, load_images
+from flss_edge.evaluation import accuracy, pgd_accuracy
+from flss_edge.model import ModelConfig
+from flss_edge.recipes import TrainConfig, recipe_named
+from flss_edge.trainer import Trainer, TrainingData
+from flss_runtime.errors import CheckFailed, DataError, UsageError
+
+CONFIG = replace(TrainConfig(), epochs=3, batch_size=10, peak_lr=0.01, attack_steps=1, crop_padding=0)
+MODEL = ModelConfig(num_classes=3, width=4, image_size=16)
+
+
+def bars(count: int, seed: int) -> ImageSet:
+    """Three classes that a small network can tell apart: horizontal bars, vertical bars, a blob."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = random.integers(60, 130, (count, 16, 16, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        offset = random.integers(0, 3)
+        if label == 0:
+            image[offset::4] += 110
+        elif label == 1:
+            image[:, offset::4] += 110
+        else:
+            image[4:12, 4:12] += 110
+    return ImageSet(images, labels.astype(np.int64), ("rows", "columns", "blob"), "bars")
+
+
+@pytest.fixture
+def data() -> TrainingData:
+    return TrainingData(bars(200, 0), bars(30, 1))
+
+
+def test_a_small_network_learns_to_resist(tmp_path: Path, data: TrainingData) -> None:
+    records: list[dict[str, object]] = []
+    best = Trainer(replace(CONFIG, epochs=8), MODEL, data, tmp_path).run(records.append)
+    checkpoint = load_checkpoint(best)
+    test = bars(120, 2)
+    assert accuracy(checkpoint.model, test) > 0.8
+    assert pgd_accuracy(checkpoint.model, test, epsilon=8 / 255, step_size=2 / 255, steps=10) > 0.6
+    epochs = [record for record in records if record["event"] == "epoch"]
+    assert [record["epoch"] for record in epochs] == list(range(1, 9))
+    robust = [record["selection_pgd_accuracy"] for record in epochs]
+    assert checkpoint.training["epoch"] == 1 + robust.index(max(robust))  # type: ignore[type-var]
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == records
+
+
+WORKER = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+import torch
+torch.set_num_threads(1)
+from test_trainer import CONFIG, MODEL, Trainer, TrainingData, bars
+trainer = Trainer(CONFIG, MODEL, TrainingData(bars(120, 0), bars(30, 1)), Path(sys.argv[1]), save_every=0.05)
+trainer.resume()
+print("ready", flush=True)
+trainer.run()
+"""
+
+
+def run_worker(folder: Path, kill_after: float | None) -> int:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parent)), str(folder)], stdout=subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == b"ready\n"
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(worker.pid, signal.SIGKILL)
+    worker.stdout.close()
+    return worker.wait()
+
+
+def test_a_killed_run_ends_where_the_uninterrupted_one_ends(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    started = time.monotonic()
+    assert run_worker(whole, None) == 0
+    duration = time.monotonic() - started
+    kills = 0
+    for fraction in (0.15, 0.1, 0.2, 0.12):
+        kills += run_worker(killed, fraction * duration) == -signal.SIGKILL
+    assert kills >= 2, "the runs ended before they were killed"
+    assert run_worker(killed, None) == 0
+    for name in ("best.pt", "last.pt"):
+        a, b = load_checkpoint(whole / name), load_checkpoint(killed / name)
+        assert a.training == b.training
+        for key, value in a.model.state_dict().items():
+            assert torch.equal(value, b.model.state_dict()[key]), key
+
+    def log(folder: Path) -> list[dict[str, object]]:
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in lines]
+
+    assert log(whole) == log(killed)
+    assert not [path for path in killed.iterdir() if path.name.startswith(".tmp") and path.suffix != ".pt"]
+
+
+def test_a_run_is_not_resumed_with_other_settings(tmp_path: Path, data: TrainingData) -> None:
+    Trainer(CONFIG, MODEL, data, tmp_path).save()
+    assert Trainer(CONFIG, MODEL, data, tmp_path).resume()
+    with pytest.raises(UsageError, match="other settings \\(config\\)"):
+        Trainer(replace(CONFIG, seed=2), MODEL, data, tmp_path).resume()
+    with pytest.raises(UsageError, match="data"):
+        Trainer(CONFIG, MODEL, TrainingData(bars(190, 0), data.selection), tmp_path).resume()
+
+
+def test_a_diverging_run_stops_and_says_how_to_go_on(tmp_path: Path, data: TrainingData) -> None:
+    with pytest.raises(CheckFailed, match="no longer finite") as failure:
+        Trainer(replace(CONFIG, peak_lr=1e6, epochs=8), MODEL, data, tmp_path).run()
+    assert "peak_lr" in failure.value.fix
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path: Path, data: TrainingData) -> None:
+    with pytest.raises(UsageError, match="3 classes, the network 5"):
+        Trainer(CONFIG, replace(MODEL, num_classes=5), data, tmp_path)
+    with pytest.raises(UsageError, match="the network takes"):
+        Trainer(CONFIG, replace(MODEL, image_size=32), data, tmp_path)
+    keep = np.flatnonzero(data.fit.labels != 1)
+    with pytest.raises(DataError, match="no training image of class columns"):
+        Trainer(CONFIG, MODEL, TrainingData(data.fit.take(keep, "x"), data.selection), tmp_path)
+
+
+def test_settings_are_parsed_and_unknown_ones_refused() -> None:
+    config = recipe_named("official").with_settings(["epsilon=4/255", "epochs=7", "flip=false"])
+    assert (config.epsilon, config.epochs, config.flip) == (4 / 255, 7, False)
+    for bad in ("speed=3", "epochs=many", "epochs", "flip=maybe", "recipe=x", "epsilon=8", "epsilon=nan"):
+        with pytest.raises(UsageError):
+            recipe_named("official").with_settings([bad])
+    with pytest.raises(UsageError, match="no recipe 'fast'"):
+        recipe_named("fast")
+
+
+def test_official_is_the_released_recipe_on_cifar10(cifar10: Path) -> None:
+    config = recipe_named("official")
+    fit = load_images(cifar10, "fit")
+    steps = -(-len(fit) // config.batch_size)
+    assert (len(fit), steps, config.epochs * steps) == (49_000, 383, 45_960)
+    assert config.kl_between_warmup * config.epochs * steps == pytest.approx(5 * steps)
+    assert config.awp_start * config.epochs * steps == pytest.approx(9 * steps)
+    assert len(load_images(cifar10, "selection")) == len(load_images(cifar10, "calibration")) == 500
