@@ -1,0 +1,208 @@
+"""Checkpoint -> bundle: graphs, golden and reference data, and the comparison with torch that comes before both."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from flss_edge import __version__
+from flss_edge.checkpoint import Checkpoint
+from flss_edge.data import ImageSet
+from flss_edge.model import FLSS
+from flss_export.graphs import FILES, GraphSet, build_graphs
+from flss_export.parity import ByteArray, reference_network, reference_outputs, replay
+from flss_runtime.atomic import refuse_existing
+from flss_runtime.bundle import Bundle, write_bundle
+from flss_runtime.decision import SmoothingPolicy
+from flss_runtime.equivalence import Comparison, Outputs, compare
+from flss_runtime.errors import CheckFailed, CheckpointError, DataError, OutputError, UsageError
+from flss_runtime.images import InputSpec
+from flss_runtime.manifest import GOLDEN_NAME, REFERENCE_NAME
+from flss_runtime.noise import SeededNoise
+
+GOLDEN_IMAGES = 4
+REFERENCE_IMAGES = 600
+SYNTHETIC_IMAGES = 64
+MAX_IMAGE_BYTES = 15_500_000  # reference.npz stays below 16 MB with its votes and labels: 102 images of 224x224
+
+_log = logging.getLogger(__name__)
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    target: str | Path,
+    *,
+    data: ImageSet | None = None,
+    overwrite: bool = False,
+    num_samples: int = 100,
+    noise_scale: float = 2.0,
+    seed: int = 0,
+) -> Bundle:
+    """Export a checkpoint as a bundle whose graphs decide as torch does; nothing is left behind where they do not.
+
+    Args:
+        checkpoint: As `load_checkpoint` returns it.
+        target: The bundle's directory.
+        data: Labelled images of the network's size, best ones it was not trained on. Up to 600, evenly spaced, become
+            the reference images that travel with the bundle. Without them synthetic images are compared, and the
+            bundle says so.
+        overwrite: Whether an existing bundle may be replaced.
+        num_samples: Default N of the policy, and of golden and reference votes.
+        noise_scale: Default factor on the standard deviation, likewise.
+        seed: Of the noise of golden and reference votes.
+
+    Returns:
+        The bundle, not calibrated yet; its manifest holds the comparison under "parity".
+
+    Raises:
+        CheckFailed: ONNX Runtime decides differently from torch, or torch's exporter failed.
+        CheckpointError: The checkpoint has no digest, because it was never saved.
+        DataError: `data` does not fit the network.
+        OutputError: `target` exists or cannot be written.
+        UsageError: `num_samples`, `noise_scale` or `seed` is out of range.
+        EngineUnavailable: ONNX Runtime is not installed.
+    """
+    refuse_existing(target, overwrite)
+    if not checkpoint.sha256:
+        raise CheckpointError(
+            "this checkpoint was never saved, so no digest can tie the bundle to it", "Save it, then load the file."
+        )
+    policy = SmoothingPolicy(num_samples, noise_scale, 0)
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed {seed} is out of range", "Give a whole number from 0 to 2**63 - 1.")
+    chosen = _choose_images(checkpoint.model, data, seed)
+    graphs = build_graphs(checkpoint.model)
+    reference, comparison = _compare(checkpoint.model, graphs, chosen, seed, policy)
+    files: dict[str, bytes | Path] = {
+        **graphs.files,
+        GOLDEN_NAME: _golden(checkpoint.model, chosen.images[:GOLDEN_IMAGES], seed, policy),
+        REFERENCE_NAME: _reference(chosen, reference.votes, seed, policy),
+    }
+    manifest = _manifest(checkpoint, Path(target), graphs, data, seed) | {"parity": comparison.to_json()}
+    defaults = {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale}
+    return write_bundle(target, manifest, defaults, files, overwrite)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Images:
+    """Images (M, H, W, 3) uint8, labels (M,) in the checkpoint's numbering if known, and whether they are real."""
+
+    images: ByteArray
+    labels: npt.NDArray[np.int64] | None
+    real: bool
+
+
+def _choose_images(model: FLSS, data: ImageSet | None, seed: int) -> _Images:
+    size = model.config.image_size
+    limit = max(1, MAX_IMAGE_BYTES // (size * size * 3))
+    if data is None:
+        _log.warning("no data given: torch and the graphs are compared on synthetic images only")
+        return _Images(_synthetic_images(min(SYNTHETIC_IMAGES, limit), size, seed), None, real=False)
+    if len(data) == 0 or data.images.shape[1:] != (size, size, 3):
+        raise DataError(
+            f"{data.source}: {len(data)} images of shape {data.images.shape[1:]}; the network takes {(size, size, 3)}",
+            "Export with images of the size it was trained on, or without data.",
+        )
+    count = min(REFERENCE_IMAGES, limit, len(data))
+    index = np.arange(count) * len(data) // count  # evenly spaced, because folders are sorted by class
+    known = int(data.labels.max()) < model.config.num_classes
+    return _Images(data.images[index], data.labels[index] if known else None, real=True)
+
+
+def _synthetic_images(count: int, size: int, seed: int) -> ByteArray:
+    """Return blocks of colour under noise, (count, size, size, 3) uint8, from raw generator output: stable for ever."""
+    raw = np.random.Philox(key=seed).random_raw(count * (size * size + 16) * 3 // 8 + 1).view(np.uint8)
+    coarse = raw[: count * 48].reshape(count, 4, 4, 3)
+    fine = raw[count * 48 : count * (48 + size * size * 3)].reshape(count, size, size, 3)
+    block = np.arange(size) * 4 // size
+    return np.asarray(coarse[:, block][:, :, block] // 4 * 3 + fine // 4, np.uint8)
+
+
+def _compare(
+    model: FLSS, graphs: GraphSet, chosen: _Images, seed: int, policy: SmoothingPolicy
+) -> tuple[Outputs, Comparison]:
+    """Return torch's outputs, and how ONNX Runtime compares, unless it decides differently."""
+    with tempfile.TemporaryDirectory(prefix="flss-export-") as folder:
+        paths = {role: Path(folder) / FILES[role] for role in graphs.graphs}
+        try:
+            for role, path in paths.items():
+                path.write_bytes(graphs.graphs[role])
+        except OSError as error:
+            raise OutputError(
+                f"the graphs cannot be written to {folder} ({error.strerror})", "Free some space there, or set TMPDIR."
+            ) from error
+        reference, candidate = replay(model, paths, chosen.images, seed, policy)
+    comparison = compare(reference, candidate, name="torch against ort", real=chosen.real)
+    if not comparison.passed:
+        raise CheckFailed(
+            f"the exported graphs do not decide as the checkpoint does: {'; '.join(comparison.failures)}",
+            f"Nothing was written. Try another torch (this is {torch.__version__}) or onnxruntime, and report it.",
+        )
+    return reference, comparison
+
+
+def _golden(model: FLSS, images: ByteArray, seed: int, policy: SmoothingPolicy) -> bytes:
+    noise = SeededNoise(seed).take(len(images), policy.num_samples, model.config.features)
+    expected = reference_outputs(reference_network(model), images, noise, policy.noise_scale)
+    del expected["deterministic"]
+    scale = np.float32(policy.noise_scale)
+    return _npz({"images": images, "noise": noise, "noise_scale": scale, **expected})
+
+
+def _reference(chosen: _Images, votes: npt.NDArray[np.int64], seed: int, policy: SmoothingPolicy) -> bytes:
+    arrays: dict[str, Any] = {
+        "images": chosen.images,
+        "seed": np.int64(seed),
+        "num_samples": np.int64(policy.num_samples),
+        "noise_scale": np.float64(policy.noise_scale),
+        "votes": votes.astype(np.int32),
+        "real": np.bool_(chosen.real),
+    }
+    if chosen.labels is not None:
+        arrays["labels"] = chosen.labels
+    return _npz(arrays)
+
+
+def _npz(arrays: Mapping[str, Any]) -> bytes:
+    stream = io.BytesIO()  # numpy stamps every member 1980-01-01: the same arrays give the same bytes
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
+
+
+def _manifest(
+    checkpoint: Checkpoint, target: Path, graphs: GraphSet, data: ImageSet | None, seed: int
+) -> dict[str, Any]:
+    config = checkpoint.model.config
+    return {
+        "name": target.absolute().name.removesuffix(".bundle"),
+        "input": InputSpec(config.image_size, config.image_size).to_json(),
+        "class_names": list(checkpoint.class_names),
+        "num_classes": config.num_classes,
+        "latent_dim": config.features,
+        "graphs": {role: FILES[role] for role in graphs.graphs},
+        "precision": dict.fromkeys(graphs.graphs, "fp32"),
+        "opset": graphs.opset,
+        "checkpoint": {"sha256": checkpoint.sha256, "origin": checkpoint.origin, "training": checkpoint.training},
+        "data": {
+            "validation_per_class": checkpoint.training.get("validation_per_class"),
+            "reference": None if data is None else data.source,
+            "reference_sha256": None if data is None else data.sha256,
+            "seed": seed,
+        },
+        "tools": {
+            "flss_edge": __version__,
+            "torch": str(torch.__version__),
+            "onnx": onnx.__version__,
+            "exporter": graphs.exporter,
+        },
+    }

@@ -1,0 +1,256 @@
+"""The three ONNX graphs of a bundle, built from a torch FLSS model (docs/bundle-format.md).
+
+The encoder and the deterministic network go through `torch.onnx.export`; its output is then rebuilt node by node, so
+that nothing of the exporting machine (paths, stack traces, producer) and none of the exporter's own names stay in the
+file. The head is written out by hand: it takes the noise as an input and folds the standard deviation into its first
+weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from flss_edge.model import FLSS
+from flss_runtime.errors import CheckFailed
+
+OPSET = 18  # what torch's exporter writes without a version conversion; TensorRT 10.3 on Jetson still reads it
+IR_VERSION = 10
+EXPORTER = "torch.onnx.export(dynamo=True)"
+FILES = {"encoder": "encoder.onnx", "head": "head.onnx", "deterministic": "deterministic.onnx"}
+EXAMPLE_BATCH = 2  # a batch of 1 can be baked in as a constant (pytorch issue 157621)
+ANOTHER_TORCH = f"Use another version of torch and report this one ({torch.__version__})."
+FLOAT, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
+
+RANDOM_OPERATORS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+)
+
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSet:
+    """Serialized graphs by role ("encoder", "head", "deterministic"), float32, self-contained, one opset."""
+
+    graphs: Mapping[str, bytes]
+    opset: int = OPSET
+    exporter: str = EXPORTER
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """File name in the bundle -> content."""
+        return {FILES[role]: content for role, content in self.graphs.items()}
+
+
+def build_graphs(model: FLSS) -> GraphSet:
+    """Build the graphs of `model`; the same weights give the same bytes under the same library versions.
+
+    - encoder: images (B, 3, H, W) float32 in [0, 1] -> mean (B, D), std (B, D)
+    - head: mean (B, D), std (B, D), noise (B or 1, N, D), noise_scale (1,) -> logits (B, N, K), choices (B, N) int64
+    - deterministic: images -> logits (B, K), choice (B,) int64, without the log-variance layer and without sampling
+
+    Args:
+        model: on any device and in any mode; it is copied and stays as it is.
+
+    Raises:
+        CheckFailed: the exporter of this torch version gave a graph that is not valid ONNX or not what was asked for.
+    """
+    fused = fuse_batch_norm(model)
+    size, latent_dim, classes = model.config.image_size, model.config.features, model.config.num_classes
+    encoder = _export(_Encode(fused), size, {"mean": (FLOAT, ("B", latent_dim)), "std": (FLOAT, ("B", latent_dim))})
+    outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", classes)), "choice": (INT64, ("B",))}
+    deterministic = _export(_Classify(fused), size, outputs)
+    protos = {"encoder": encoder, "head": head_graph(fused.head), "deterministic": deterministic}
+    return GraphSet({role: _serialize(role, proto) for role, proto in protos.items()})
+
+
+def fuse_batch_norm(model: FLSS) -> FLSS:
+    """Return a float32 CPU copy in eval mode whose batch norms are folded into the convolutions before them.
+
+    Folded here, in float64, and not by the exporter: exported ResNets with wrong convolution biases were reported
+    (pytorch issues 166797, 169178). Pairs go by torchvision's names (bn1 follows conv1) or, in an nn.Sequential, by
+    position.
+
+    Raises:
+        CheckFailed: a batch norm has no convolution to go into.
+    """
+    fused = copy.deepcopy(model).cpu().double().eval()
+    for parent in list(fused.modules()):
+        children = dict(parent.named_children())
+        for name, norm in children.items():
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            partner = str(int(name) - 1) if isinstance(parent, nn.Sequential) else name.replace("bn", "conv")
+            convolution = children.get(partner)
+            if not isinstance(convolution, nn.Conv2d):
+                raise CheckFailed(f"batch norm {name!r} follows no convolution", "Use the network of flss_edge.model.")
+            setattr(parent, partner, nn.utils.fuse_conv_bn_eval(convolution, norm))
+            setattr(parent, name, nn.Identity())
+    return fused.float()
+
+
+def head_graph(head: nn.Sequential) -> ModelProto:
+    """Write the sampling head as one graph with the standard deviation folded into the first layer's weight.
+
+    (mean + s*std*noise) W^T + b = (mean W^T + b) + noise (W * s*std)^T, so the noisy latents (B, N, D) never exist: at
+    batch 1 the first layer reads the noise once and writes nothing of its size. The noise is an input; no operator of
+    the graph is random.
+
+    Args:
+        head: Linear layers with ReLU between them, float32 on the CPU.
+    """
+    linears = [layer for layer in head if isinstance(layer, nn.Linear)]
+    latent_dim, classes = linears[0].in_features, linears[-1].out_features
+    constants = {"batch_axis": np.array([1], np.int64), "column_axis": np.array([2], np.int64)}
+    for index, layer in enumerate(linears):
+        constants[f"weight{index}"] = np.ascontiguousarray(layer.weight.detach().numpy().T)  # (inputs, outputs)
+        constants[f"bias{index}"] = layer.bias.detach().numpy()
+    last = len(linears) - 1
+    first = "logits" if last == 0 else "layer0"
+    nodes = [
+        helper.make_node("Mul", ["std", "noise_scale"], ["scale"]),  # (B, D)
+        helper.make_node("Unsqueeze", ["scale", "column_axis"], ["column"]),  # (B, D, 1)
+        helper.make_node("Mul", ["column", "weight0"], ["scaled_weight"]),  # (B, D, H)
+        helper.make_node("MatMul", ["noise", "scaled_weight"], ["spread"]),  # (B, N, H)
+        helper.make_node("Gemm", ["mean", "weight0", "bias0"], ["centre"]),  # (B, H)
+        helper.make_node("Unsqueeze", ["centre", "batch_axis"], ["centre_row"]),  # (B, 1, H)
+        helper.make_node("Add", ["centre_row", "spread"], [first]),  # (B, N, H)
+    ]
+    for index in range(1, len(linears)):
+        output = "logits" if index == last else f"layer{index}"
+        nodes += [
+            helper.make_node("Relu", [f"layer{index - 1}"], [f"relu{index}"]),
+            helper.make_node("MatMul", [f"relu{index}", f"weight{index}"], [f"product{index}"]),
+            helper.make_node("Add", [f"product{index}", f"bias{index}"], [output]),
+        ]
+    nodes.append(helper.make_node("ArgMax", ["logits"], ["choices"], axis=2, keepdims=0))  # lowest index wins a tie
+    inputs: dict[str, tuple[int, Shape]] = {
+        "mean": (FLOAT, ("B", latent_dim)),
+        "std": (FLOAT, ("B", latent_dim)),
+        "noise": (FLOAT, ("NB", "N", latent_dim)),
+        "noise_scale": (FLOAT, (1,)),
+    }
+    outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", "N", classes)), "choices": (INT64, ("B", "N"))}
+    return _model("head", nodes, inputs, outputs, constants)
+
+
+class _Encode(nn.Module):
+    """Images -> mean, std: the square root of the variance is taken inside, so no runtime can get it wrong."""
+
+    def __init__(self, model: FLSS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.model.encoder(images)
+        return mean, torch.exp(0.5 * logvar)
+
+
+class _Classify(nn.Module):
+    """Images -> logits and class of the mean path; the unused log-variance layer drops out of the graph."""
+
+    def __init__(self, model: FLSS) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(images)
+        return logits, logits.argmax(dim=1)
+
+
+def _export(network: nn.Module, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
+    # No output_names: an output called "mean" would share its name with the value of the mean-pooling node, which makes
+    # the graph invalid (seen with torch 2.15). No stdout: some versions print what their rewriter did.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)  # torch 2.11's own code
+        try:
+            program = torch.onnx.export(
+                network.eval(),
+                (torch.zeros(EXAMPLE_BATCH, 3, size, size),),
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes={"images": {0: torch.export.Dim("B", min=1)}},
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise CheckFailed(f"torch cannot export this network: {str(error)[-300:]}", ANOTHER_TORCH) from error
+    if program is None:
+        raise CheckFailed("torch.onnx.export returned no program", ANOTHER_TORCH)
+    return _rebuild(program.model_proto, size, outputs)
+
+
+def _rebuild(exported: ModelProto, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
+    """Copy only operators, attributes and constants, under names that depend on nothing but the graph."""
+    graph = exported.graph
+    if [value.name for value in graph.input] != ["images"] or len(graph.output) != len(outputs):
+        raise CheckFailed("the exported graph has other inputs or outputs than asked for", ANOTHER_TORCH)
+    used = {name for node in graph.node for name in node.input}
+    names = {"": "", "images": "images"}
+    constants: dict[str, np.ndarray] = {}
+    for tensor in graph.initializer:
+        if tensor.name in used:
+            names[tensor.name] = _constant_name(tensor.name, len(constants))
+            constants[names[tensor.name]] = numpy_helper.to_array(tensor)
+    final = dict(zip((value.name for value in graph.output), outputs, strict=True))
+    nodes = []
+    for index, node in enumerate(graph.node):
+        for slot, name in enumerate(node.output):
+            names[name] = final.get(name) or f"{node.op_type.lower()}{index}_{slot}"
+        inputs = [names[name] for name in node.input]
+        outputs_of = [names[name] for name in node.output]
+        copied = NodeProto(op_type=node.op_type, domain=node.domain, input=inputs, output=outputs_of)
+        copied.attribute.extend(node.attribute)
+        nodes.append(copied)
+    name = "encoder" if "mean" in outputs else "deterministic"
+    return _model(name, nodes, {"images": (FLOAT, ("B", 3, size, size))}, outputs, constants)
+
+
+def _constant_name(name: str, index: int) -> str:
+    return name.removeprefix("model.") if "." in name else f"constant{index}"
+
+
+def _model(
+    name: str,
+    nodes: Sequence[NodeProto],
+    inputs: Mapping[str, tuple[int, Shape]],
+    outputs: Mapping[str, tuple[int, Shape]],
+    constants: Mapping[str, np.ndarray],
+) -> ModelProto:
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
+    graph = helper.make_graph(
+        list(nodes),
+        name,
+        _values(inputs),
+        _values(outputs),
+        [numpy_helper.from_array(array, key) for key, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _values(specs: Mapping[str, tuple[int, Shape]]) -> list[ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in specs.items()]
+
+
+def _serialize(role: str, proto: ModelProto) -> bytes:
+    """Return the bytes of a graph that passed the checker, with strict shape and type inference."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckFailed(f"the {role} graph is not valid ONNX: {error}", ANOTHER_TORCH) from error
+    random = sorted({node.op_type for node in proto.graph.node if node.op_type in RANDOM_OPERATORS})
+    if random:
+        raise CheckFailed(f"the {role} graph draws random numbers ({', '.join(random)})", "Noise must be an input.")
+    return bytes(proto.SerializeToString(deterministic=True))

@@ -1,0 +1,207 @@
+"""Torch against an engine on the same images under the same noise: does the exported classifier still decide the same?
+
+The torch side draws every latent as written in the paper, z = mean + noise_scale * std * noise, and puts it through the
+checkpoint's own modules with their batch norms. The exported side has both folded away, so they share no arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flss_edge.checkpoint import Checkpoint
+from flss_edge.model import FLSS
+from flss_runtime.bundle import Bundle
+from flss_runtime.decision import SmoothingPolicy
+from flss_runtime.engines import Engine, open_engine
+from flss_runtime.equivalence import Comparison, Outputs, compare, count_votes
+from flss_runtime.errors import UsageError
+from flss_runtime.images import to_nchw
+from flss_runtime.noise import SeededNoise
+
+CHUNK = 32  # images: bounds the latents of a chunk to 7 MB at N = 100, D = 512
+
+ByteArray = npt.NDArray[np.uint8]
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+def parity(
+    checkpoint: Checkpoint,
+    graphs: Bundle | Mapping[str, Path],
+    images: ByteArray,
+    *,
+    seed: int = 0,
+    num_samples: int | None = None,
+    noise_scale: float | None = None,
+    engine: str = "ort",
+    threads: int | None = None,
+    real: bool = True,
+) -> Comparison:
+    """Compare a checkpoint in torch with its exported graphs in an engine.
+
+    Args:
+        checkpoint: What was exported.
+        graphs: The bundle, or role -> ONNX file for "encoder", "head" and, where it is to be compared, "deterministic".
+        images: (M, H, W, 3) uint8 of the network's size, M >= 1.
+        seed: Of the noise; image i gets `SeededNoise(seed).at(i, N, D)`.
+        num_samples: N; by default the bundle's, else 100.
+        noise_scale: By default the bundle's, else 2.
+        engine: As for `open_engine`.
+        threads: Of the encoder.
+        real: Whether the images are real ones.
+
+    Returns:
+        The differences of mean, std, logits and deterministic logits, and every change of votes, classes and rejections
+        (these under the bundle's calibrated threshold for N, if it has one). `failures` is empty iff it passed:
+        tensors within 1e-4 * max(1, largest value), votes within 1, no changed winner that was ahead by more than 2.
+
+    Raises:
+        UsageError: Images or bundle do not fit the checkpoint's network.
+        EngineUnavailable: The engine is absent.
+        InferenceError: The engine failed while running.
+    """
+    min_votes, scale, samples = None, 2.0, 100
+    if isinstance(graphs, Bundle):
+        _check_fit(checkpoint.model, graphs)
+        scale, samples = graphs.noise_scale, graphs.num_samples
+    policy = SmoothingPolicy(
+        samples if num_samples is None else num_samples, scale if noise_scale is None else noise_scale, 0
+    )
+    if isinstance(graphs, Bundle):
+        entry = graphs.calibration(policy.num_samples) if policy.noise_scale == graphs.noise_scale else None
+        min_votes = None if entry is None else int(entry["min_votes"])
+        graphs = _files(graphs)
+    reference, candidate = replay(checkpoint.model, graphs, images, seed, policy, engine=engine, threads=threads)
+    return compare(reference, candidate, min_votes=min_votes, name="torch", real=real)
+
+
+def replay(
+    model: FLSS,
+    graphs: Mapping[str, Path],
+    images: ByteArray,
+    seed: int,
+    policy: SmoothingPolicy,
+    *,
+    engine: str = "ort",
+    threads: int | None = None,
+) -> tuple[Outputs, Outputs]:
+    """Run the same images and noise through torch and through an engine, in chunks.
+
+    Returns:
+        What torch and what the engine made of them: votes (M, K) of all images; of each tensor only the two elements a
+        chunk that `compare` needs, the one that differs most and the largest, so memory does not grow with M * N * K.
+
+    Raises:
+        UsageError: The images do not fit the network.
+    """
+    size, classes = model.config.image_size, model.config.num_classes
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3) or len(images) == 0:
+        raise UsageError(
+            f"images have shape {images.shape} and dtype {images.dtype}; expected (M, {size}, {size}, 3) uint8, M >= 1",
+            "Load them at the size that the network was trained on.",
+        )
+    network = reference_network(model)
+    noise = SeededNoise(seed)
+    votes: tuple[list[Any], list[Any]] = ([], [])
+    tensors: dict[str, list[tuple[Any, Any]]] = {}
+    with ExitStack() as stack:
+        engines = {
+            role: stack.enter_context(open_engine(path, engine, threads=1 if role == "head" else threads))
+            for role, path in graphs.items()
+        }
+        for chunk in _chunks(images):
+            drawn = noise.take(len(chunk), policy.num_samples, model.config.features)
+            expected = reference_outputs(network, chunk, drawn, policy.noise_scale)
+            found = _engine_outputs(engines, chunk, drawn, policy.noise_scale)
+            votes[0].append(count_votes(expected.pop("choices"), classes))
+            votes[1].append(count_votes(found.pop("choices"), classes))
+            for name, values in found.items():
+                tensors.setdefault(name, []).append(_extremes(expected[name], values))
+    pairs = {name: [np.concatenate(side) for side in zip(*parts, strict=True)] for name, parts in tensors.items()}
+    return (
+        Outputs(np.concatenate(votes[0]), {name: pair[0] for name, pair in pairs.items()}),
+        Outputs(np.concatenate(votes[1]), {name: pair[1] for name, pair in pairs.items()}),
+    )
+
+
+def reference_network(model: FLSS) -> FLSS:
+    """Return a float32 copy on the CPU in eval mode: what every exported graph is measured against."""
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def reference_outputs(model: FLSS, images: ByteArray, noise: npt.NDArray[np.float32], noise_scale: float) -> Tensors:
+    """Compute what a bundle's graphs have to give, in torch and without folding anything.
+
+    Args:
+        model: As `reference_network` returns it.
+        images: (B, H, W, 3) uint8.
+        noise: (B, N, D) float32 standard normals.
+        noise_scale: Factor on the standard deviation.
+
+    Returns:
+        mean (B, D), std (B, D), logits (B, N, K), choices (B, N) int64, and deterministic (B, K), the mean's logits.
+    """
+    # a copy: torch warns of the read-only view of the generator's bank
+    drawn = torch.from_numpy(np.array(noise))
+    with torch.inference_mode():
+        mean, logvar = model.encoder(torch.from_numpy(to_nchw(images)))
+        std = torch.exp(0.5 * logvar)
+        latents = mean[:, None] + noise_scale * std[:, None] * drawn  # (B, N, D)
+        logits = model.head(latents).numpy()
+        deterministic = model.head(mean).numpy()
+    # argmax by NumPy: the lowest index among equals, which torch does not promise
+    choices = logits.argmax(axis=2)
+    return {
+        "mean": mean.numpy(),
+        "std": std.numpy(),
+        "logits": logits,
+        "choices": choices,
+        "deterministic": deterministic,
+    }
+
+
+def _engine_outputs(
+    engines: Mapping[str, Engine], images: ByteArray, noise: npt.NDArray[np.float32], noise_scale: float
+) -> Tensors:
+    pixels = to_nchw(images)
+    latent = engines["encoder"].run({"images": pixels})
+    inputs = {"mean": latent["mean"], "std": latent["std"], "noise": noise}
+    outputs = engines["head"].run({**inputs, "noise_scale": np.array([noise_scale], np.float32)})
+    found: Tensors = {"mean": latent["mean"], "std": latent["std"], **outputs}
+    if "deterministic" in engines:
+        found["deterministic"] = engines["deterministic"].run({"images": pixels})["logits"]
+    return found
+
+
+def _extremes(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the elements that differ most (a NaN before all others) and that are largest, of both arrays."""
+    with np.errstate(invalid="ignore"):
+        index = [np.abs(expected - found).argmax(), np.abs(expected).argmax()]
+    return expected.ravel()[index], found.ravel()[index]
+
+
+def _chunks(images: ByteArray) -> Iterator[ByteArray]:
+    for start in range(0, len(images), CHUNK):
+        yield images[start : start + CHUNK]
+
+
+def _files(bundle: Bundle) -> dict[str, Path]:
+    roles = {key.split(".", 1)[0] for key in bundle.manifest["graphs"]}
+    return {role: bundle.graph(role) for role in ("encoder", "head", "deterministic") if role in roles}
+
+
+def _check_fit(model: FLSS, bundle: Bundle) -> None:
+    ours = (model.config.image_size, model.config.features, model.config.num_classes)
+    theirs = (bundle.input.height, bundle.latent_dim, bundle.num_classes)
+    if ours != theirs or bundle.input.width != bundle.input.height:
+        raise UsageError(
+            f"the checkpoint has image size, latent size and classes {ours}; {bundle.path.name} has {theirs}",
+            "Give the checkpoint that the bundle was exported from.",
+        )
