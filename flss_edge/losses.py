@@ -1,4 +1,4 @@
-"""The terms of the FLSS training loss, with the reductions of the released code (method notes, section 2).
+"""The terms of the FLSS training loss, with the reductions of the released code (docs/method.md section 2).
 
 Every latent term sums over the D latent dimensions and divides by `batch_size`; the released code divides some of them by
 the nominal 128 even in an incomplete last batch, so the divisor is an argument.

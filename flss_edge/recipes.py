@@ -14,7 +14,7 @@ OFFICIAL_EPOCHS = 120
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The released FLSS recipe (method notes, section 2); the defaults are its values.
+    """The released FLSS recipe (docs/method.md section 2); the defaults are its values.
 
     The two warm-ups are fractions of the whole training, so that a shorter run scales them: 5 and 9 of 120 epochs.
 

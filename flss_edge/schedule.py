@@ -8,7 +8,7 @@ def triangular(step: int, total_steps: int, peak_lr: float, momentum: tuple[floa
 
     The learning rate climbs from 0 to `peak_lr` at half of all mini-batches and falls back to 0; momentum moves against
     it, from momentum[0] at learning rate 0 to momentum[1] at the peak. The released code never sets a momentum itself:
-    it comes from the scheduler's cycling default, 0.9 -> 0.8 -> 0.9 (method notes, section 2).
+    it comes from the scheduler's cycling default, 0.9 -> 0.8 -> 0.9 (docs/method.md section 2).
     """
     half = total_steps / 2
     height = max(0.0, 1 - abs(step / half - 1))  # 0 at both ends, 1 in the middle

@@ -1,4 +1,4 @@
-"""One mini-batch of FLSS training: attack, perturb the weights, then two updates (paper Eq. 1; method notes, section 2).
+"""One mini-batch of FLSS training: attack, perturb the weights, then two updates (paper Eq. 1; docs/method.md section 2).
 
 The released code runs the encoder anew for every latent sample it needs. All samples of one image batch share their mean
 and log-variance, so one encoder pass a distinct batch gives the same losses and gradients; the running statistics of
