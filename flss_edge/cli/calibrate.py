@@ -1,0 +1,97 @@
+"""`flss-edge calibrate`: the rejection threshold from held-out images, stored in the bundle with its provenance."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flss_edge.cli.options import (
+    BundleArgument,
+    DataOption,
+    EngineOption,
+    FormatOption,
+    NumSamplesOption,
+    OutputOption,
+    OverwriteOption,
+    SeedOption,
+    SplitOption,
+    ThreadsOption,
+    resolve_bundle,
+)
+from flss_edge.cli.output import Document, check_output, emit, progress, say
+from flss_runtime.errors import UsageError
+
+COLUMNS = {
+    "num_samples": "N",
+    "noise_scale": "noise scale",
+    "min_votes": "min votes",
+    "budget": "budget",
+    "n": "images",
+    "correct": "correct",
+    "false_rejects": "false rejects",
+    "coverage": "coverage",
+    "accuracy_no_sampling": "NS",
+    "accuracy_no_rejection": "0 %",
+    "accuracy_accepted": "accepted",
+}
+
+
+def calibrate(
+    bundle: BundleArgument = None,
+    data: DataOption = None,
+    split: SplitOption = "calibration",
+    budget: Annotated[
+        float, typer.Option("--budget", help="Allowed share of images that are classified correctly and yet rejected.")
+    ] = 0.10,
+    num_samples: NumSamplesOption = None,
+    seed: SeedOption = 0,
+    engine: EngineOption = "ort",
+    threads: ThreadsOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Choose and store the rejection threshold.
+
+    It is the strictest one that falsely rejects at most the budget's share of the images. These must be images that
+    neither trained the model nor chose the checkpoint.
+    """
+    from flss_edge.cli.labelled import load_for_bundle
+    from flss_runtime.bundle import load_bundle, store_calibration
+    from flss_runtime.calibration import Provenance
+    from flss_runtime.calibration import calibrate as calibrate_policy
+    from flss_runtime.classifier import open_classifier
+    from flss_runtime.decision import SmoothingPolicy
+    from flss_runtime.engines import engine_status
+    from flss_runtime.noise import SeededNoise
+
+    check_output(form, output, overwrite)
+    loaded = load_bundle(resolve_bundle(bundle))
+    if data is None:
+        raise UsageError("calibrate needs labelled images", f"flss-edge calibrate {loaded.path} --data DATA")
+    found = load_for_bundle(loaded, data, split)
+    policy = SmoothingPolicy(loaded.num_samples if num_samples is None else num_samples, loaded.noise_scale)
+    with (
+        progress() as report,
+        open_classifier(loaded, engine, policy=policy, noise=SeededNoise(seed), threads=threads) as classifier,
+    ):
+        report(f"voting on {len(found)} images", 0.0)
+        used = engine_status()[classifier.encoder.name]
+        provenance = Provenance(found.source, found.sha256, used, seed)
+        entry = calibrate_policy(classifier, found.images, found.labels, budget, provenance)
+    stored = store_calibration(loaded, entry)
+    document = Document(
+        command="calibrate",
+        columns=COLUMNS,
+        rows=[entry],
+        artifact={"bundle": str(stored.path), "digest": stored.digest},
+        config={"engine": engine, "split": split, "seed": seed},
+        notes=entry["notes"],
+    )
+    emit(document, form, output, overwrite)
+    low, high = entry["interval"]
+    say(
+        f"stored in {stored.path}: accepted from {entry['min_votes']} of {entry['num_samples']} votes; "
+        f"falsely rejected {entry['false_rejects']} of {entry['n']} (95 % interval {low:.1%} to {high:.1%})"
+    )

@@ -1,0 +1,116 @@
+"""`flss-edge inspect`: what a bundle or a checkpoint is, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flss_edge.cli.options import FormatOption, OutputOption, OverwriteOption, resolve_bundle
+from flss_edge.cli.output import Document, check_output, emit
+
+if TYPE_CHECKING:
+    from flss_edge.checkpoint import Checkpoint
+    from flss_runtime.bundle import Bundle
+
+COLUMNS = {"name": "", "value": "value"}
+CHECKPOINT_SUFFIXES = frozenset({".pt", ".pth", ".safetensors"})
+
+
+def inspect(
+    artefact: Annotated[
+        Path | None, typer.Argument(help="Bundle (by default the only one here) or checkpoint (needs torch).")
+    ] = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Show what a bundle or a checkpoint is.
+
+    A bundle's digests are verified on the way; nothing is run.
+    """
+    check_output(form, output, overwrite)
+    if artefact is not None and artefact.suffix in CHECKPOINT_SUFFIXES:
+        from flss_edge.checkpoint import load_checkpoint
+
+        document = _describe_checkpoint(artefact, load_checkpoint(artefact))
+    else:
+        from flss_runtime.bundle import load_bundle
+
+        document = _describe_bundle(load_bundle(resolve_bundle(artefact)))
+    emit(document, form, output, overwrite)
+
+
+def _describe_bundle(bundle: Bundle) -> Document:
+    manifest = bundle.manifest
+    facts: dict[str, Any] = {
+        "name": manifest["name"],
+        "created": manifest["created"],
+        "digest": bundle.digest,
+        "input": f"{bundle.input.height}x{bundle.input.width} {bundle.input.layout} {bundle.input.dtype}, "
+        f"resize {bundle.input.resize}",
+        "classes": _classes(bundle.class_names),
+        "latent size": bundle.latent_dim,
+        "checkpoint": f"{manifest['checkpoint']['origin']}, sha256 {manifest['checkpoint']['sha256']}",
+        "tools": ", ".join(f"{name} {version}" for name, version in manifest["tools"].items()),
+        "default policy": f"{bundle.num_samples} samples, noise scale {bundle.noise_scale:g}",
+    }
+    for key, file in manifest["graphs"].items():
+        size = manifest["files"][file]["size"] / 2**20
+        facts[f"graph {key}"] = f"{file}, {manifest['precision'][key]}, opset {manifest['opset']}, {size:.2f} MiB"
+    facts["reference images"] = "reference.npz" if "reference.npz" in manifest["files"] else "none"
+    for entry in bundle.calibrations:
+        name = f"calibrated for N = {entry['num_samples']}, scale {entry['noise_scale']:g}"
+        facts[name] = f"min_votes {entry['min_votes']}" + _provenance(entry)
+    if not bundle.calibrations:
+        facts["calibrated"] = f"no: flss-edge calibrate {bundle.path} --data DATA"
+    return Document(
+        command="inspect",
+        columns=COLUMNS,
+        rows=_rows(facts),
+        results={"manifest": manifest, "calibrations": list(bundle.calibrations)},
+        artifact={"bundle": str(bundle.path), "digest": bundle.digest},
+    )
+
+
+def _describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Document:
+    config = checkpoint.model.config.to_json()
+    parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    facts = {
+        "origin": checkpoint.origin,
+        "sha256": checkpoint.sha256,
+        "parameters": parameters,
+        "classes": _classes(checkpoint.class_names),
+        **{key: value for key, value in config.items() if key != "num_classes"},
+        **{
+            f"training {key}": value for key, value in checkpoint.training.items() if not isinstance(value, dict | list)
+        },
+    }
+    return Document(
+        command="inspect",
+        columns=COLUMNS,
+        rows=_rows(facts),
+        results={
+            "origin": checkpoint.origin,
+            "model": config,
+            "parameters": parameters,
+            "class_names": list(checkpoint.class_names),
+            "training": checkpoint.training,
+        },
+        artifact={"checkpoint": str(path), "sha256": checkpoint.sha256},
+    )
+
+
+def _rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": str(value)} for name, value in facts.items()]
+
+
+def _classes(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:12])
+    return f"{len(names)}: {shown}{', …' if len(names) > 12 else ''}"
+
+
+def _provenance(entry: dict[str, Any]) -> str:
+    known = [f"{key} {entry[key]}" for key in ("budget", "n", "data") if key in entry]
+    return f" ({', '.join(known)})" if known else ""

@@ -1,0 +1,88 @@
+"""Arguments and options that several commands share, declared once, and what they resolve to."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from flss_edge.cli.output import Format
+from flss_runtime.errors import EngineUnavailable
+
+_OTHER_ENGINES = frozenset({"openvino", "trt", "tensorrt"})
+_TRAINING_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
+
+BundleArgument: TypeAlias = Annotated[
+    Path | None,
+    typer.Argument(help="Bundle folder; by default the only one in the current folder.", metavar="BUNDLE"),
+]
+DataOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Labelled images: .npz, CIFAR in torchvision's layout, or one folder of images a class."
+    ),
+]
+CheckpointOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--checkpoint", help="The checkpoint the bundle was exported from (needs torch).")
+]
+
+
+def _known_engine(name: str) -> str:
+    """Tell an engine that this version does not have from a name that means nothing, which the runtime refuses."""
+    if name in _OTHER_ENGINES:
+        raise EngineUnavailable(
+            f"engine {name!r} is not part of this version; nothing else was used in its place",
+            "run with --engine ort, or --engine auto for the best one present",
+        )
+    return name
+
+
+EngineOption: TypeAlias = Annotated[
+    str, typer.Option("--engine", callback=_known_engine, help="Inference engine: ort, openvino, trt or auto.")
+]
+ThreadsOption: TypeAlias = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of the encoder; by default one a physical core.")
+]
+NumSamplesOption: TypeAlias = Annotated[
+    int | None, typer.Option("-n", "--num-samples", help="Latent samples an image; by default the bundle's.")
+]
+SplitOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        help="Part of the data: test, train, validation, or its halves selection and calibration.",
+    ),
+]
+SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")]
+FormatOption: TypeAlias = Annotated[
+    Format | None, typer.Option("--format", help="Format of the result; by default a table, or what -o's suffix names.")
+]
+OutputOption: TypeAlias = Annotated[Path | None, typer.Option("-o", "--output", help="Write the result to this file.")]
+OverwriteOption: TypeAlias = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+
+def resolve_bundle(path: Path | None) -> Path:
+    """Return the bundle that was named, or the only one in the current folder.
+
+    Raises:
+        UsageError: none was named and the current folder holds none, or several (the message lists them).
+    """
+    from flss_runtime.bundle import find_bundle
+
+    return find_bundle(Path()) if path is None else path
+
+
+def require_training(command: str) -> None:
+    """Refuse a command that a robot's environment cannot run, before anything is read or written.
+
+    Raises:
+        EngineUnavailable: a library of the `train` extra is absent.
+    """
+    absent = [name for name in _TRAINING_LIBRARIES if find_spec(name) is None]
+    if absent:
+        raise EngineUnavailable(
+            f"{command} needs {', '.join(absent)}, which this environment does not have",
+            "pip install 'flss-edge[train]'",
+        )
