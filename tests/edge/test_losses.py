@@ -1,4 +1,4 @@
-"""Golden values of method notes section 2, and gradients against finite differences."""
+"""Golden values of docs/method.md section 2, and gradients against finite differences."""
 
 import math
 

@@ -23,7 +23,7 @@ PROVENANCE = Provenance(data="random pixels", data_sha256="ab" * 32, engine="ort
 
 
 def golden_choices() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The clean rows of method.md, section 4, as ten votes an image: the rest of the votes are split evenly."""
+    """The clean rows of docs/method.md, section 4, as ten votes an image: the rest of the votes are split evenly."""
     labels = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 2])
     clean = [(0, 10), (0, 9), (1, 7), (1, 5), (2, 6), (2, 4), (1, 5), (1, 8), (0, 4), (2, 9)]
     rows = []
