@@ -139,7 +139,7 @@ def swapped_graphs(world: World) -> Arguments:
         graphs = manifest["graphs"]
         graphs["encoder"], graphs["head"] = graphs["head"], graphs["encoder"]
 
-    return ["predict", world.edit("manifest.json", swap), world.picture]
+    return ["verify", world.edit("manifest.json", swap)]
 
 
 def foreign_policy(world: World) -> Arguments:

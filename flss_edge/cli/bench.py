@@ -84,7 +84,7 @@ def bench(
         environment=fields["environment"],
         config=fields["config"],
         validity=fields["validity"],
-        notes=_stages(result),
+        notes=_notes(result),
     )
     emit(document, form, output, overwrite)
     say(verdict(fields))
@@ -106,12 +106,15 @@ def parse_percent(text: str) -> float:
     return value
 
 
-def _stages(result: BenchResult) -> list[str]:
+def _notes(result: BenchResult) -> list[str]:
     stages = result.results["stages_ms"] or {}
-    return [
+    notes = [
         f"stages of {arm}, median ms: " + ", ".join(f"{stage} {value:.3f}" for stage, value in times.items())
         for arm, times in stages.items()
     ]
+    if not result.config["images"]["real"]:
+        notes.append("timed on synthetic images: export with --data to time real ones")
+    return notes
 
 
 def judge(result: BenchResult, samples: int, limit: float | None, allow_invalid: bool) -> None:

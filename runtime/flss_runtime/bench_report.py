@@ -1,13 +1,10 @@
-"""A benchmark's JSON as rows for a table, CSV or Markdown, and its verdict in one line."""
+"""A benchmark's JSON as flat rows for a table, and its verdict in one line."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from typing import Any
 
-INSUFFICIENT = "insufficient"
 _PERCENTILES = ("p50", "p90", "p95", "p99", "p99.9")
 
 
@@ -41,20 +38,6 @@ def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return table
 
 
-def to_csv(result: Mapping[str, Any]) -> str:
-    """Return the rows as CSV with a header; an empty field is a number that could not be measured."""
-    table = rows(result)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
-
-
-def _ms(value: float | None) -> str:
-    return INSUFFICIENT if value is None else f"{value:.3f}"
-
-
 def format_overhead(row: Mapping[str, Any]) -> str:
     """Return a row's overhead for people: "+2.31 % [+2.10, +2.52]", empty for the baseline."""
     if row["overhead_percent"] is None:
@@ -63,42 +46,6 @@ def format_overhead(row: Mapping[str, Any]) -> str:
     if row["overhead_low_percent"] is None:
         return text
     return f"{text} [{row['overhead_low_percent']:+.2f}, {row['overhead_high_percent']:+.2f}]"
-
-
-def format_rows(result: Mapping[str, Any]) -> list[list[str]]:
-    """Return a header and one line an arm, as text for a table on the screen or in Markdown."""
-    header = ["arm", *(f"{name} ms" for name in _PERCENTILES), "max ms", "frames", "overhead [95 %]"]
-    lines = [header]
-    for row in rows(result):
-        times = [_ms(row[f"{name}_ms"]) for name in (*_PERCENTILES, "max")]
-        lines.append([row["arm"], *times, str(row["n"]), format_overhead(row)])
-    return lines
-
-
-def to_markdown(result: Mapping[str, Any]) -> str:
-    """Return the arms, the stages, the machine and the verdict as Markdown."""
-    environment, config = result["environment"], result["config"]
-    header, *body = format_rows(result)
-    lines = [
-        _markdown_row(header),
-        _markdown_row(["---", *["---:"] * (len(header) - 1)]),
-        *map(_markdown_row, body),
-        "",
-    ]
-    for arm, stages in (result["results"]["stages_ms"] or {}).items():
-        shown = ", ".join(f"{stage} {value:.3f}" for stage, value in stages.items())
-        lines.append(f"- stages of {arm}, median ms: {shown}")
-    engine = environment["engines"].get(config["engine"]) or config["engine"]
-    lines += [
-        f"- {environment['cpu']}, {environment['logical_cores']} logical cores, {environment['os']}, {engine}, "
-        f"threads {config['threads'] or 'default'}, profile {config['profile']['name']}",
-        f"- {verdict(result)}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def verdict(result: Mapping[str, Any]) -> str:

@@ -169,7 +169,7 @@ def _flags(
     environment: dict[str, Any], config: dict[str, Any], results: dict[str, Any], counters: list[dict[str, Any]]
 ) -> list[checks.Flag]:
     return [
-        *checks.config_flags(config["profile"]["name"], config["images"]),
+        *checks.profile_flags(config["profile"]["name"]),
         *checks.machine_flags(environment, config["threads"]),
         *checks.run_flags(counters, environment["load_average"], environment["logical_cores"]),
         *checks.result_flags(results["arms"], results["warm_up"]),

@@ -61,7 +61,7 @@ def min_votes_for_budget(votes: IntArray, correct: BoolArray, num_samples: int, 
         UsageError: `budget` is not in (0, 1).
         DataError: No images, or so few that the budget amounts to less than one.
 
-    Source: docs/method.md, section 3 (exact rule); the paper's budget is 0.10. Its released scripts reject one level more.
+    Source: docs/method.md, section 3; the paper's budget is 0.10. Its released scripts reject one level more.
     """
     allowed = _allowed_rejects(len(votes), budget)
     per_level = np.bincount(votes[correct], minlength=num_samples + 1)  # (N + 1,)

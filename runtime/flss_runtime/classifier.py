@@ -55,10 +55,7 @@ class SmoothedClassifier:
         input: InputSpec,
         class_names: Sequence[str],
     ) -> None:
-        _check_graph("encoder", encoder, {"images"}, {"mean", "std"})
-        _check_graph("head", head, {"mean", "std", "noise", "noise_scale"}, {"logits", "choices"})
-        _check_size("latent dimensions", encoder.outputs["mean"].shape[-1], head.inputs["mean"].shape[-1])
-        _check_size("classes", head.outputs["logits"].shape[-1], len(class_names))
+        check_pair(encoder, head, len(class_names))
         self.encoder = encoder
         self.head = head
         self.noise = noise
@@ -257,6 +254,18 @@ def open_classifier(
 
 def _invalid(reason: str) -> Decision:
     return Decision(None, None, 0, 0.0, Status.INVALID_INPUT, reason=reason)
+
+
+def check_pair(encoder: Engine, head: Engine, num_classes: int) -> None:
+    """Check that two graphs are an encoder and its head.
+
+    Raises:
+        BundleError: Names of inputs or outputs, latent size or number of classes do not fit.
+    """
+    _check_graph("encoder", encoder, {"images"}, {"mean", "std"})
+    _check_graph("head", head, {"mean", "std", "noise", "noise_scale"}, {"logits", "choices"})
+    _check_size("latent dimensions", encoder.outputs["mean"].shape[-1], head.inputs["mean"].shape[-1])
+    _check_size("classes", head.outputs["logits"].shape[-1], num_classes)
 
 
 def _check_graph(role: str, engine: Engine, inputs: set[str], outputs: set[str]) -> None:

@@ -126,8 +126,8 @@ def decide(
 ) -> list[Decision]:
     """Accept or reject each image by its votes: accepted iff the top class has at least `policy.min_votes`.
 
-    Source: the majority vote with rejection of the paper (docs/method.md, section 3), with the non-strict comparison the
-    name `min_votes` states. Ties as in `tally`.
+    Source: the majority vote with rejection of the paper (docs/method.md, section 3), with the non-strict comparison
+    that the name `min_votes` states. Ties as in `tally`.
 
     Args:
         choices: (B, N) integers >= 0, the class each latent sample voted for; N is `policy.num_samples`.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from flss_runtime.arrays import Golden, Reference, read_golden, read_reference
 from flss_runtime.bundle import Bundle, load_bundle
-from flss_runtime.classifier import SmoothedClassifier
+from flss_runtime.classifier import SmoothedClassifier, check_pair
 from flss_runtime.decision import SmoothingPolicy, decide
 from flss_runtime.engines import Engine, open_engine
 from flss_runtime.errors import InferenceError
@@ -205,6 +205,7 @@ def verify_bundle(bundle: Bundle | str | Path, engine: str = "ort", *, threads: 
         open_engine(bundle.graph("encoder"), engine, threads=threads) as encoder,
         open_engine(bundle.graph("head"), engine, threads=1) as head,
     ):
+        check_pair(encoder, head, bundle.num_classes)
         replayed = _replay_golden(bundle, golden, encoder, head, real=reference is not None and reference.real)
         votes = None if reference is None else _replay_reference(bundle, reference, encoder, head)
         used = encoder.name

@@ -1,5 +1,7 @@
 """Data sources, the released validation split, and augmentation against torchvision."""
 
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from flss_edge.augment import augment, to_float
-from flss_edge.data import load_images, validation_index
+from flss_edge.data import CIFAR10_CLASSES, load_images, validation_index
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.images import InputSpec
 
@@ -82,6 +84,38 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty" / "cat").mkdir(parents=True)
     with pytest.raises(DataError, match="holds no pictures"):
         load_images(tmp_path / "empty", spec=InputSpec(height=8, width=8))
+
+
+def test_torchvisions_cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small batches under torchvision's own file names; its published checksums are replaced by theirs."""
+    from torchvision.datasets import CIFAR10
+
+    root = tmp_path / CIFAR10.base_folder
+    root.mkdir()
+    random = np.random.default_rng(0)
+
+    def write(name: str, content: dict[str, object]) -> list[str]:
+        (root / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((root / name).read_bytes()).hexdigest()]
+
+    images = random.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+    labels = [index % 10 for index in range(60)]
+    batches = [{"data": images[part].reshape(-1, 3072), "labels": labels[part]} for part in (slice(50), slice(50, 60))]
+    monkeypatch.setattr(CIFAR10, "train_list", [write("data_batch_1", batches[0])])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batches[1])])
+    _, digest = write("batches.meta", {"label_names": list(CIFAR10_CLASSES)})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": digest})
+    for path in (tmp_path, root):
+        test = load_images(path, "test")
+        np.testing.assert_array_equal(test.images, images[50:].transpose(0, 2, 3, 1))
+        assert test.labels.tolist() == labels[50:] and test.class_names == CIFAR10_CLASSES
+    parts = [load_images(root, split, validation_per_class=2) for split in ("fit", "selection", "calibration")]
+    assert [len(part) for part in parts] == [30, 10, 10]
+    np.testing.assert_array_equal(parts[1].images, images[:10].transpose(0, 2, 3, 1))  # the first of each class
+    np.testing.assert_array_equal(parts[2].images, images[10:20].transpose(0, 2, 3, 1))
+    (root / "test_batch").write_bytes(b"altered")
+    with pytest.raises(DataError, match="missing files or altered"):
+        load_images(tmp_path, "test")
 
 
 def test_a_pickled_npz_is_refused(tmp_path: Path) -> None:

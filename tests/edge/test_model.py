@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from .released import ReleasedVAE, random_released
@@ -109,6 +110,44 @@ def test_keys_and_shapes_that_do_not_fit_are_named(tmp_path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=r"has shape \(5,\); expected \(16,\)"):
         load_checkpoint(path)
+    state["module.encode.layer3.1.bn2.weight"] = torch.ones(16)
+    for key, value in (("fc1_encoder.weight", torch.ones(8)), ("encode.conv1.weight", torch.ones(()))):
+        torch.save({**state, f"module.{key}": value}, path)
+        with pytest.raises(CheckpointError, match=r"expected . dimensions"):
+            load_checkpoint(path)
     torch.save({"linear.weight": torch.ones(3)}, path)
     with pytest.raises(CheckpointError, match="released FLSS layout"):
         load_checkpoint(path)
+
+
+def test_damaged_checkpoints_are_refused_whatever_is_wrong_in_them(tmp_path: Path) -> None:
+    model = FLSS(ModelConfig(width=4, num_classes=3))
+    names = ("a", "b", "c")
+    save_checkpoint(tmp_path / "good.pt", Checkpoint(model, names))
+    content = torch.load(tmp_path / "good.pt", weights_only=True)
+    header = content["model"]
+    path = tmp_path / "bad.pt"
+    for change in (
+        {"format_version": 2},
+        {"state_dict": [1]},
+        {"state_dict": dict.fromkeys(content["state_dict"], 1)},
+        {"training": None},
+        {"class_names": names[:2]},
+        {"model": {**header, "width": 10**7}},
+        {"model": {**header, "depth": 3}},
+        {"model": {**header, "num_classes": "3"}},
+    ):
+        torch.save({**content, **change}, path)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+    torch.save({1: torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="neither"):
+        load_checkpoint(path)
+    torch.save(content["state_dict"], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    random = np.random.default_rng(0)
+    for name in ("good.pt", "old.pt"):
+        whole = (tmp_path / name).read_bytes()
+        for length in random.integers(0, len(whole), 15):
+            path.write_bytes(whole[:length])
+            with pytest.raises(CheckpointError):
+                load_checkpoint(path)

@@ -179,9 +179,9 @@ def test_result_flags() -> None:
     assert names(validity.result_flags([calm], [{**warm, "stable": False}])) == ["warm_up"]
 
 
-def test_config_flags() -> None:
-    assert validity.config_flags("standard", {"source": "reference.npz", "real": True}) == []
-    assert names(validity.config_flags("quick", {"source": "golden.npz", "real": None})) == ["quick_profile", "images"]
+def test_profile_flags() -> None:
+    assert validity.profile_flags("standard") == []
+    assert names(validity.profile_flags("quick")) == ["quick_profile"]
 
 
 def test_diagnosis_of_this_machine_has_a_remedy_for_all_that_is_not_ok() -> None:
