@@ -9,7 +9,7 @@ from torch import Tensor
 def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Return float images (B, 3, H, W) in [0, 1], each cropped and mirrored by its own random draw.
 
-    The same as torchvision's RandomCrop(H, padding) + RandomHorizontalFlip + ToTensor of the released code, for a batch.
+    As the released code's RandomCrop(H, padding) + RandomHorizontalFlip + ToTensor of torchvision, for a batch.
 
     Args:
         images: (B, 3, H, W) uint8.

@@ -1,11 +1,10 @@
-"""Checkpoints: our own (`.pt`, `.safetensors`, configuration inside) and the released FLSS ones. Nothing is unpickled."""
+"""Checkpoints: our own (`.pt`, `.safetensors`, configuration inside) and the released ones. Nothing is unpickled."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -94,12 +93,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if content.get("format") == FORMAT:
         return _own(path, content, digest)
-    state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
-            f"{path.name} is neither an flss-edge nor a released FLSS checkpoint",
-            "Train one with `flss-edge train`, or give the state_dict of the released FLSS network.",
-        )
+    state = _tensors(path, content.get("state_dict", content))
     return _released(path, {key.removeprefix("module."): value for key, value in state.items()}, digest)
 
 
@@ -113,7 +107,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch muses about pickle protocols; the answer here is yes or no
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file fails anywhere in torch's reader, with whatever comes up there
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path.name} cannot be read safely as a checkpoint ({reason[:160]})",
@@ -130,11 +124,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
-            return {**header, "state_dict": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            return {**header, "state_dict": {key: file.get_tensor(key) for key in file.keys()}}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path.name} cannot be read as safetensors ({error})", "It may be truncated: copy it again."
         ) from error
+
+
+def _tensors(path: Path, state: object) -> dict[str, Tensor]:
+    if isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        return dict(state)
+    raise CheckpointError(
+        f"{path.name} is neither an flss-edge nor a released FLSS checkpoint",
+        "Train one with `flss-edge train`, or give the state_dict of the released FLSS network.",
+    )
 
 
 def _own(path: Path, content: dict[str, Any], digest: str) -> Checkpoint:
@@ -147,16 +150,16 @@ def _own(path: Path, content: dict[str, Any], digest: str) -> Checkpoint:
     try:
         model = FLSS(ModelConfig(**content["model"]))
         names = tuple(str(name) for name in content["class_names"])
-        state, training = content["state_dict"], dict(content["training"])
+        training = dict(content["training"])
     except FLSSError as error:
         raise CheckpointError(f"{path.name}: {error.problem}", error.fix) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: no memory for such a width
         raise CheckpointError(f"{path.name} has a damaged header ({error})", "Copy it again.") from error
     if len(names) != model.config.num_classes:
         raise CheckpointError(
             f"{path.name} names {len(names)} classes, but its head has {model.config.num_classes}", "Copy it again."
         )
-    _load_state(path, model, state)
+    _load_state(path, model, _tensors(path, content.get("state_dict")))
     return Checkpoint(model.eval(), names, "flss-edge", training, digest)
 
 
@@ -176,8 +179,14 @@ def _released_config(path: Path, state: dict[str, Tensor]) -> ModelConfig:
         found = ", ".join(sorted(state)[:3]) or "nothing"
         raise CheckpointError(
             f"{path.name} lacks {missing[0] if missing else 'fc1_encoder.weight'}; its keys begin with {found}",
-            "Expected the released FLSS layout (module.encode.*, module.fc1_encoder.*) or a checkpoint of this project.",
+            "Expected the released FLSS layout (module.encode.*, module.fc1_encoder.*) or one of this project.",
         )
+    for key, dimensions in (*((key, 4) for key in needed), (heads[0], 2)):
+        if state[key].dim() != dimensions:
+            raise CheckpointError(
+                f"{path.name}: {key} has shape {tuple(state[key].shape)}; expected {dimensions} dimensions",
+                "Give the state_dict of the released FLSS network.",
+            )
     classes, latent = state[heads[0]].shape
     return ModelConfig(num_classes=classes, width=state[needed[0]].shape[0], latent_dim=latent)
 

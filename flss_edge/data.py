@@ -1,8 +1,9 @@
-"""Labelled images for training, calibration and verification, as numpy arrays; needs no torch but for torchvision's files.
+"""Labelled images for training, calibration and verification, as numpy arrays; torch only for torchvision's files.
 
-Three sources: an .npz (arrays `train_images`, `train_labels`, `test_images`, `test_labels`), torchvision's own CIFAR folders,
-and a folder of pictures per class. The validation split is the released code's: the first n training images of each class
-in file order; its first half chooses the checkpoint ("selection"), its second half calibrates ("calibration").
+Three sources: an .npz (arrays `train_images`, `train_labels`, `test_images`, `test_labels`), torchvision's own CIFAR
+folders, and a folder of pictures per class. The validation split is the released code's: the first n training images of
+each class in file order; its first half chooses the checkpoint ("selection"), its second half calibrates
+("calibration").
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ def load_images(
     Args:
         path: an .npz, torchvision's CIFAR folder (or its parent), or a folder of pictures per class, with or without
             `train/` and `test/` above the classes.
-        split: "train" and "test" as stored; "fit" is train without validation; "selection" and "calibration" are the two
-            halves of "validation".
+        split: "train" and "test" as stored; "fit" is train without validation; "selection" and "calibration" are
+            the two halves of "validation".
         spec: the network's input; pictures of a folder are resized to it. Needed for folders only.
-        validation_per_class: images a class for validation; `None` chooses 100 (up to 10 classes) or 25, at most a fifth.
+        validation_per_class: images a class for validation; `None` chooses 100 (up to 10 classes) or 25, at most
+            a fifth.
 
     Raises:
         DataError: missing, unreadable, empty, or of another form.
@@ -96,7 +98,7 @@ def validation_index(
     size = min(wanted, int(counts.min()) // 5) if per_class is None else wanted
     if size < 2 or size >= counts.min():
         raise DataError(
-            f"the smallest class ({int(counts.argmin())}) has {int(counts.min())} images, too few for a validation split",
+            f"class {int(counts.argmin())} has only {int(counts.min())} images, too few for a validation split",
             "Give every class at least 10 training images, or set --validation-per-class between 2 and its size.",
         )
     return np.stack([np.flatnonzero(labels == k)[:size] for k in range(num_classes)])

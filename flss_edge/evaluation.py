@@ -1,4 +1,4 @@
-"""Accuracy of the mean path in torch: on clean images and under PGD. Votes and rejection are `flss_runtime.decision`'s."""
+"""Accuracy of the mean path in torch: on clean images and under PGD. `flss_runtime.decision` votes and rejects."""
 
 from __future__ import annotations
 

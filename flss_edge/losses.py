@@ -1,7 +1,7 @@
 """The terms of the FLSS training loss, with the reductions of the released code (docs/method.md section 2).
 
-Every latent term sums over the D latent dimensions and divides by `batch_size`; the released code divides some of them by
-the nominal 128 even in an incomplete last batch, so the divisor is an argument.
+Every latent term sums over the D latent dimensions and divides by `batch_size`; the released code divides some of them
+by the nominal 128 even in an incomplete last batch, so the divisor is an argument.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def kl_to_prior(mean: Tensor, logvar: Tensor, batch_size: int) -> Tensor:
 
 
 def kl_between(mean_p: Tensor, logvar_p: Tensor, mean_q: Tensor, logvar_q: Tensor, batch_size: int) -> Tensor:
-    """Return KL(P || Q) of two diagonal Gaussians, summed over (B, D) and divided by `batch_size` (paper Eq. 1, KL2)."""
+    """Return KL(P || Q) of diagonal Gaussians, summed over (B, D) and divided by `batch_size` (paper Eq. 1, KL2)."""
     spread = ((mean_q - mean_p).square() + logvar_p.exp()) / logvar_q.exp()
     return -0.5 * (1 + logvar_p - logvar_q - spread).sum() / batch_size
 

@@ -7,6 +7,7 @@ two 1x1 convolutions for mean and log-variance, one linear classifier).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,7 +94,8 @@ class Encoder(nn.Module):
         """Return pooled features (B, 8 * width) of images (B, 3, H, W) float in [0, 1]."""
         x = self.pool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean(dim=(2, 3))  # (B, 8 * width)
+        pooled: Tensor = x.mean(dim=(2, 3))
+        return pooled
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance, each (B, D), of images (B, 3, H, W) float in [0, 1]."""
@@ -111,7 +113,7 @@ class FLSS(nn.Module):
         self.encoder = Encoder(config)
         sizes = [config.features, *config.hidden]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], config.num_classes))
 

@@ -10,6 +10,7 @@ from typing import Any
 from flss_runtime.errors import UsageError
 
 OFFICIAL_EPOCHS = 120
+MAX_SEED = 2**32  # each epoch's order has a seed of its own, a million times larger, and torch's have 64 bits
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class TrainConfig:
                 f"epsilon is {self.epsilon:g}, which is outside [0, 1]",
                 "Pixels are in [0, 1] here: write 8/255 (0.0314) for 8 of 255 grey levels.",
             )
+        if self.seed >= MAX_SEED:
+            raise UsageError(f"seed {self.seed} is out of range", f"Give a whole number below {MAX_SEED}.")
         if self.batch_size < 2:
             raise UsageError("batch_size is 1", "Batch normalisation needs at least 2 images a mini-batch.")
 

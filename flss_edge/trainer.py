@@ -1,4 +1,4 @@
-"""The training loop: epochs of `Update`, checkpoint selection by PGD accuracy, and a state file that survives kill -9."""
+"""The training loop: epochs of `Update`, checkpoint selection by PGD accuracy, a state file that survives kill -9."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flss_edge.data import ImageSet
 from flss_edge.evaluation import accuracy, pgd_accuracy
 from flss_edge.model import FLSS, ModelConfig
 from flss_edge.recipes import TrainConfig
+from flss_edge.run_folder import restore_best, tidy
 from flss_edge.schedule import triangular
 from flss_edge.update import Update
 from flss_runtime.atomic import atomic_write
@@ -46,8 +47,8 @@ class Trainer:
     """One training run in one folder: log.jsonl, state.pt (for resuming), best.pt and last.pt.
 
     Every random number comes from `seed`: the order of epoch e from a generator of its own, everything else from one
-    generator whose state is saved. On the CPU a resumed run therefore ends bit for bit where the uninterrupted one ends,
-    given the same number of threads.
+    generator whose state is saved. On the CPU a resumed run therefore ends bit for bit where the uninterrupted one
+    ends, given the same number of threads.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Trainer:
         self.config, self.data, self.folder = config, data, Path(folder)
         self.device, self.save_every = torch.device(device), save_every
         torch.manual_seed(config.seed)
-        # Channels last is about a tenth faster on a CPU. With fewer than 8 channels torch 2.15 writes past a buffer there
+        # Channels last is about a tenth faster on a CPU. With fewer than 8 channels torch 2.15 writes past a buffer
         # (weight gradient of the 1x1 stride-2 convolution, seen with glibc's malloc checks), so odd widths go without.
         self.layout = torch.contiguous_format if model_config.width % 8 else torch.channels_last
         self.model = FLSS(model_config).to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
@@ -87,6 +88,7 @@ class Trainer:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.step = 0
         self.best: dict[str, Any] = {}
+        self._images_since_log, self._timed_from = 0, 0.0
 
     def run(self, report: Report = lambda record: None) -> Path:
         """Train from where the run stands to the end and return the path of the selected checkpoint.
@@ -102,6 +104,7 @@ class Trainer:
         while self.step < self.total_steps:
             epoch, position = divmod(self.step, self.steps_per_epoch)
             order = self._order(epoch)
+            self._images_since_log, self._timed_from = 0, time.perf_counter()
             for index in range(position, self.steps_per_epoch):
                 self._train_on(order[index * self.config.batch_size : (index + 1) * self.config.batch_size], report)
                 if index + 1 < self.steps_per_epoch and time.monotonic() - saved_at > self.save_every:
@@ -112,7 +115,13 @@ class Trainer:
         return self.folder / "best.pt"
 
     def save(self) -> None:
-        """Write state.pt atomically: a kill at any moment leaves the old state or the new one."""
+        """Write state.pt atomically: a kill at any moment leaves the old state or the new one.
+
+        Raises:
+            CheckFailed: the network diverged since the loss was last looked at; the old state stays.
+            OutputError: the folder cannot be written.
+        """
+        self._check_finite()
         state = {
             "version": STATE_VERSION,
             "identity": self._identity(),
@@ -126,22 +135,31 @@ class Trainer:
             temporary.write_bytes(torch_bytes(state))
 
     def resume(self) -> bool:
-        """Continue from state.pt if there is one; return whether there was.
+        """Continue from state.pt if there is one, else from step 0; return whether there was.
+
+        Either way the folder is brought to the state's moment: later log records and half-written files go, and best.pt
+        is the epoch that the state names.
 
         Raises:
             UsageError: the state belongs to another recipe, network or data set.
-            CheckpointError: it cannot be read.
+            CheckpointError: it cannot be read, or best.pt is gone.
         """
         path = self.folder / "state.pt"
         if not path.exists():
+            tidy(self.folder, self.step)
             return False
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            identity = state["identity"]
+            version, identity = state["version"], state["identity"]
         except Exception as error:
             raise CheckpointError(
                 f"{path} cannot be read ({type(error).__name__})", "Start anew with --overwrite."
             ) from error
+        if version != STATE_VERSION:
+            raise CheckpointError(
+                f"{path} has state format {version}; this version reads format {STATE_VERSION}",
+                "Finish the run with the flss-edge version that began it, or start anew with --overwrite.",
+            )
         different = [key for key, value in self._identity().items() if identity.get(key) != value]
         if different:
             raise UsageError(
@@ -152,7 +170,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self.best = state["step"], state["best"]
-        self._trim_log()
+        tidy(self.folder, self.step)
+        if self.best:
+            restore_best(self.folder, self.best["epoch"])
         return True
 
     def _order(self, epoch: int) -> Tensor:
@@ -160,7 +180,6 @@ class Trainer:
         return torch.randperm(len(self.data.fit), generator=generator)
 
     def _train_on(self, index: Tensor, report: Report) -> None:
-        started = time.perf_counter()
         config = self.config
         momentum = (config.momentum_base, config.momentum_peak)
         lr, momentum_now = triangular(self.step, self.total_steps, config.peak_lr, momentum)
@@ -168,21 +187,23 @@ class Trainer:
             group["lr"], group["momentum"] = lr, momentum_now
         index = index.to(self.device)
         images = augment(self.images[index], config.crop_padding, config.flip, self.generator)
-        terms = self.update(images.contiguous(memory_format=self.layout), self.labels[index], self.step / self.total_steps)
+        images = images.contiguous(memory_format=self.layout)
+        terms = self.update(images, self.labels[index], self.step / self.total_steps)
         self.step += 1
+        self._images_since_log += len(index)
         if self.step % STEPS_BETWEEN_LOGS and self.step != self.total_steps:
             return  # reading the terms waits for the device, so not every step does
         values = {name: float(value) for name, value in terms.items()}
         if not all(value == value and abs(value) < float("inf") for value in values.values()):
-            raise CheckFailed(
-                f"the loss is no longer finite at step {self.step} ({values})",
-                "Lower peak_lr (--set peak_lr=0.05) or the KL weights; the last saved state is from before.",
-            )
-        rate = len(index) / (time.perf_counter() - started)
-        record = {"event": "step", "step": self.step, "total_steps": self.total_steps, "lr": lr, "momentum": momentum_now}
-        self._log({**record, **values, "images_per_s": rate}, report)
+            raise _diverged(f"the loss is no longer finite at step {self.step} ({values})")
+        now = time.perf_counter()
+        rate = self._images_since_log / (now - self._timed_from)
+        self._images_since_log, self._timed_from = 0, now
+        record = {"event": "step", "step": self.step, "total_steps": self.total_steps}
+        self._log({**record, "lr": lr, "momentum": momentum_now, **values, "images_per_s": rate}, report)
 
     def _finish_epoch(self, epoch: int, report: Report) -> None:
+        self._check_finite()
         seed = self.config.seed + epoch
         clean = accuracy(self.model, self.data.selection)
         robust = pgd_accuracy(
@@ -195,12 +216,14 @@ class Trainer:
         )
         record = {"epoch": epoch, "selection_accuracy": clean, "selection_pgd_accuracy": robust}
         last = self._checkpoint(record)
-        if not self.best or robust > self.best["selection_pgd_accuracy"]:  # ties keep the earliest, as released
+        improved = not self.best or robust > self.best["selection_pgd_accuracy"]  # ties keep the earliest, as released
+        if improved:
             self.best = record
-            save_checkpoint(self.folder / "best.pt", last)
         save_checkpoint(self.folder / "last.pt", last)
         self._log({"event": "epoch", "step": self.step, **record, "best_epoch": self.best["epoch"]}, report)
-        self.save()
+        self.save()  # from here on this epoch is done: whatever a kill leaves undone below, `resume` makes up for
+        if improved:
+            save_checkpoint(self.folder / "best.pt", last)
 
     def _checkpoint(self, record: dict[str, Any]) -> Checkpoint:
         training = {
@@ -226,18 +249,15 @@ class Trainer:
             log.write(json.dumps(record) + "\n")
         report(record)
 
-    def _trim_log(self) -> None:
-        """Drop records later than the state: the resumed run writes them again."""
-        path = self.folder / "log.jsonl"
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] <= self.step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # the line that a kill cut short
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+    def _check_finite(self) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
+            raise _diverged(f"the weights are no longer finite at step {self.step}")
+
+
+def _diverged(problem: str) -> CheckFailed:
+    return CheckFailed(
+        problem, "Lower peak_lr (--set peak_lr=0.05) or the KL weights; the last saved state is from before."
+    )
 
 
 def _check(config: TrainConfig, model_config: ModelConfig, data: TrainingData) -> None:

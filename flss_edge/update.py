@@ -1,8 +1,8 @@
-"""One mini-batch of FLSS training: attack, perturb the weights, then two updates (paper Eq. 1; docs/method.md section 2).
+"""One mini-batch of FLSS training: attack, perturb the weights, then two updates (paper Eq. 1; docs/method.md, 2).
 
-The released code runs the encoder anew for every latent sample it needs. All samples of one image batch share their mean
-and log-variance, so one encoder pass a distinct batch gives the same losses and gradients; the running statistics of
-batch norm, which would have moved once a pass, are made to move as far by its momentum: 1 - 0.9^passes.
+The released code runs the encoder anew for every latent sample it needs. All samples of one image batch share their
+mean and log-variance, so one encoder pass a distinct batch gives the same losses and gradients; the running statistics
+of batch norm, which would have moved once a pass, are made to move as far by its momentum: 1 - 0.9^passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flss_edge.losses import consistency, kl_between, kl_to_prior
 from flss_edge.model import FLSS, sample_latents
 from flss_edge.recipes import TrainConfig
 
-ADVERSARIAL_PASSES = 3  # of the released code in the first update: with the attack's noise, with fresh noise, without noise
+ADVERSARIAL_PASSES = 3  # of the released code in the first update: the attack's noise, fresh noise, no noise
 CLEAN_PASSES = 2  # in the second update: with noise, without noise
 BN_MOMENTUM = 0.1
 
@@ -28,7 +28,9 @@ BN_MOMENTUM = 0.1
 class Update:
     """The two updates of a mini-batch, with everything that stays the same between mini-batches."""
 
-    def __init__(self, model: FLSS, optimizer: torch.optim.SGD, config: TrainConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self, model: FLSS, optimizer: torch.optim.SGD, config: TrainConfig, generator: torch.Generator
+    ) -> None:
         """Bind the network, its optimiser and the source of all noise (on the network's device)."""
         self.model, self.optimizer, self.config, self.generator = model, optimizer, config, generator
 
@@ -60,7 +62,8 @@ class Update:
 
     def _attack(self, images: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
         def logits_of(x: Tensor) -> Tensor:
-            logits: Tensor = self.model.head(sample_latents(*self.model.encoder(x), noise))
+            mean, logvar = self.model.encoder(x)
+            logits: Tensor = self.model.head(sample_latents(mean, logvar, noise))
             return logits
 
         self.model.eval()

@@ -1,4 +1,4 @@
-"""The released FLSS network restated in plain PyTorch, independent of flss_edge: convolutional heads, pooling after them."""
+"""The released FLSS network restated in plain PyTorch, independent of flss_edge: 1x1 convolutions, then pooling."""
 
 from __future__ import annotations
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from .released import ReleasedVAE, random_released
 
 from flss_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flss_edge.model import FLSS, ModelConfig, sample_latents
 from flss_runtime.errors import CheckpointError, UsageError
+
+from .released import ReleasedVAE, random_released
 
 
 def count(model: torch.nn.Module) -> int:
