@@ -209,4 +209,5 @@ def _from_folder(path: Path, split: str, spec: InputSpec | None) -> ImageSet:
         images += [read_image(file, spec) for file in files]
         labels += [label] * len(files)
     names = tuple(folder.name for folder in folders)
-    return ImageSet(np.stack(images), np.asarray(labels, dtype=np.int64), names, f"{path.name}:{split}")
+    stored = "all" if root == path else split  # without train/ and test/ above the classes both are the whole
+    return ImageSet(np.stack(images), np.asarray(labels, dtype=np.int64), names, f"{path.name}:{stored}")

@@ -12,11 +12,15 @@ from flss_runtime.errors import CheckpointError
 RUN_FILES = ("state.pt", "log.jsonl", "best.pt", "last.pt")
 
 
+def abandoned_files(folder: Path) -> list[Path]:
+    """Return the half-written files that a kill left in a run's folder."""
+    return [path for name in RUN_FILES for path in folder.glob(f".tmp-*-{name}")]
+
+
 def tidy(folder: Path, step: int) -> None:
     """Drop half-written files, and log records later than mini-batch `step`: the resumed run writes them again."""
-    for name in RUN_FILES:
-        for abandoned in folder.glob(f".tmp-*-{name}"):
-            abandoned.unlink(missing_ok=True)
+    for abandoned in abandoned_files(folder):
+        abandoned.unlink(missing_ok=True)
     path = folder / "log.jsonl"
     if not path.exists():
         return

@@ -22,7 +22,7 @@ from flss_edge.run_folder import restore_best, tidy
 from flss_edge.schedule import triangular
 from flss_edge.update import Update
 from flss_runtime.atomic import atomic_write
-from flss_runtime.errors import CheckFailed, CheckpointError, DataError, UsageError
+from flss_runtime.errors import CheckFailed, CheckpointError, DataError, OutputError, UsageError
 
 STATE_VERSION = 1
 STEPS_BETWEEN_LOGS = 20
@@ -245,8 +245,14 @@ class Trainer:
         }
 
     def _log(self, record: dict[str, Any], report: Report) -> None:
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+        path = self.folder / "log.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}", "Make room or access, then give the same command again."
+            ) from error
         report(record)
 
     def _check_finite(self) -> None:

@@ -106,7 +106,7 @@ def _checkpoint(path: Path, data: Path, config: dict[str, Any], threads: int | N
             checkpoint.model, images, epsilon=epsilon, step_size=config["step_size"], steps=steps, seed=config["seed"]
         )
     artifact = {"checkpoint": str(path), "sha256": checkpoint.sha256}
-    return _document(values, images, artifact, config)
+    return _document(values, images, artifact, config, _warnings(checkpoint.training, found.source))
 
 
 def _bundle(path: Path, data: Path, config: dict[str, Any], threads: int | None) -> Document:
@@ -117,7 +117,8 @@ def _bundle(path: Path, data: Path, config: dict[str, Any], threads: int | None)
 
     bundle = load_bundle(path)
     policy = bundle.policy(config["num_samples"])
-    images = _first(load_for_bundle(bundle, data, config["split"]), config["limit"])
+    found = load_for_bundle(bundle, data, config["split"])
+    images = _first(found, config["limit"])
     noise = SeededNoise(config["seed"])
     with open_classifier(bundle, config["engine"], policy=policy, noise=noise, threads=threads) as classifier:
         decisions = classifier.classify(images.images)
@@ -132,7 +133,15 @@ def _bundle(path: Path, data: Path, config: dict[str, Any], threads: int | None)
         "falsely rejected (share of all)": (right - right_accepted) / len(pairs),
     }
     config |= {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale, "min_votes": policy.min_votes}
-    return _document(values, images, _digest(bundle), config)
+    warnings = _warnings(bundle.manifest["checkpoint"].get("training") or {}, found.source)
+    return _document(values, images, _digest(bundle), config, warnings)
+
+
+def _warnings(training: dict[str, Any], source: str) -> list[str]:
+    """Say so when the images include those that the network was trained on: `source` is then how theirs begins."""
+    if not str(training.get("data", "")).startswith(source):
+        return []
+    return [f"{source} includes the images that this network was trained on: these figures flatter it"]
 
 
 def _digest(bundle: Bundle) -> dict[str, Any]:
@@ -146,7 +155,11 @@ def _first(images: ImageSet, limit: int | None) -> ImageSet:
 
 
 def _document(
-    values: dict[str, float | None], images: ImageSet, artifact: dict[str, Any], config: dict[str, Any]
+    values: dict[str, float | None],
+    images: ImageSet,
+    artifact: dict[str, Any],
+    config: dict[str, Any],
+    notes: list[str],
 ) -> Document:
     rows = [{"metric": name, "value": value, "n": len(images)} for name, value in values.items()]
     return Document(
@@ -155,4 +168,5 @@ def _document(
         rows=rows,
         artifact=artifact,
         config={**config, "data": images.source, "data_sha256": images.sha256},
+        notes=notes,
     )

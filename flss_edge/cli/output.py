@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class Document:
         results: what JSON holds under "results" where it is more than the rows.
         artifact: what was used: path and digest of the bundle.
         validity: reasons why the figures must not be quoted; empty when there are none.
-        notes: lines below a table, which CSV leaves out.
+        notes: lines below a table, and in JSON; CSV leaves them out.
     """
 
     command: str
@@ -92,6 +93,8 @@ def check_output(form: Format | None, output: Path | None, overwrite: bool) -> N
         OutputError: as `emit`, where it can be known.
     """
     if output is None:
+        if sys.stdout is None:  # started with it closed
+            raise OutputError("standard output is closed", "open it, or write to a file with -o")
         return
     from flss_runtime.atomic import refuse_existing
 
@@ -104,8 +107,10 @@ def check_output(form: Format | None, output: Path | None, overwrite: bool) -> N
 
 def say(text: str) -> None:
     """Print progress or a verdict on stderr."""
-    line = _printable(text, sys.stderr.encoding or "ascii")
-    print(f"{_CLEAR_LINE}{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+    if sys.stderr is None:  # started with it closed
+        return
+    line = _printable("\n".join(map(_visible, text.split("\n"))), sys.stderr.encoding or "ascii")
+    _to_stderr(f"{_CLEAR_LINE}{line}\n" if sys.stderr.isatty() else f"{line}\n")
 
 
 def report_error(error: FLSSError) -> None:
@@ -119,13 +124,14 @@ def progress() -> Iterator[Callable[[str, float], None]]:
 
     No thread draws it, because a benchmark's frames would feel one.
     """
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     shown = ""
 
     def report(phase: str, share: float) -> None:
         nonlocal shown
         if terminal:
-            print(f"{_CLEAR_LINE}{share:4.0%} {phase:.70}", end="", file=sys.stderr, flush=True)
+            line = _printable(f"{share:4.0%} {_visible(phase):.70}", sys.stderr.encoding or "ascii")
+            _to_stderr(f"{_CLEAR_LINE}{line}")
         elif phase != shown:
             say(phase)
         shown = phase
@@ -134,7 +140,7 @@ def progress() -> Iterator[Callable[[str, float], None]]:
         yield report
     finally:
         if terminal and shown:
-            print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            _to_stderr(_CLEAR_LINE)
 
 
 def _format_of(output: Path) -> Format:
@@ -156,6 +162,15 @@ def _to_stdout(text: str) -> None:
     except OSError as error:
         _silence_stdout()
         raise OutputError(f"cannot write to standard output: {error.strerror}", "free some space or use -o") from error
+
+
+def _to_stderr(text: str) -> None:
+    """Write a message; a log that is full or gone must not change what the command does or its exit code."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _silence_stdout() -> None:
@@ -182,6 +197,7 @@ def _json_document(document: Document) -> dict[str, Any]:
         "config": dict(document.config),
         "results": list(document.rows) if document.results is None else document.results,
         "validity": document.validity,
+        "notes": list(document.notes),
     }
 
 
@@ -235,7 +251,12 @@ def _text(cell: Cell) -> str:
         return "-"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.4g}" if isinstance(cell, float) else _visible(str(cell))
+
+
+def _visible(text: str) -> str:
+    """Escape control characters: a file name must not steer the terminal or break a row."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _printable(text: str, encoding: str) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from flss_edge.recipes import TrainConfig
     from flss_edge.trainer import TrainingData
 
-RUN_FILES = ("state.pt", "log.jsonl", "best.pt", "last.pt")
 _LARGEST_CIFAR_STEM = 64  # pixels a side; larger images get the stem that halves them twice
 
 
@@ -111,8 +110,11 @@ def _check_device(name: str) -> None:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"there is no device {name!r}", "choose cpu, cuda or cuda:INDEX") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailable(f"device {name} was asked for, but torch sees no GPU", "train with --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r} is not supported", "choose cpu, cuda or cuda:INDEX")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise EngineUnavailable(f"device {name} was asked for, but torch sees {seen} GPU", "train with --device cpu")
 
 
 def _load(data: Path, image_size: int | None, validation_per_class: int | None) -> TrainingData:
@@ -125,18 +127,28 @@ def _load(data: Path, image_size: int | None, validation_per_class: int | None) 
     def part(split: str) -> ImageSet:
         return load_images(data, split, spec=spec, validation_per_class=validation_per_class)
 
-    return TrainingData(part("fit"), part("selection"), validation_per_class)
+    fit = part("fit")
+    height, width = fit.images.shape[1:3]
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise UsageError(
+            f"--image-size is {image_size}, but the images in {data} are {height}x{width}; only folders are resized",
+            "drop --image-size, or give a folder of pictures per class",
+        )
+    return TrainingData(fit, part("selection"), validation_per_class)
 
 
 def _prepare_folder(folder: Path, overwrite: bool) -> None:
     """Make the folder of a run, or clear a run that is to start anew; other people's files are never touched."""
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in RUN_FILES) if folder.is_dir() else []
+    from flss_edge.run_folder import RUN_FILES, abandoned_files
+
+    ours = {*(folder / name for name in RUN_FILES), *abandoned_files(folder)}
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry not in ours) if folder.is_dir() else []
     if foreign and not (folder / "state.pt").exists():
         raise OutputError(f"{folder} holds other files ({', '.join(foreign[:3])})", "choose another folder with -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES if overwrite else ():
-            (folder / name).unlink(missing_ok=True)
+        for path in ours if overwrite else ():
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}", "choose another folder with -o") from error
 
