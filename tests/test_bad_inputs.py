@@ -246,6 +246,10 @@ def train(*more: object) -> Callable[[World], Arguments]:
     return lambda world: ["train", "--data", world.pictures, *common, *more]
 
 
+def train_npz(world: World) -> Path:
+    return world.npz(train_images=np.zeros((90, 32, 32, 3), np.uint8), train_labels=np.arange(90) % 3)
+
+
 def nan_images() -> Any:
     return np.full((30, 32, 32, 3), np.nan, np.float32)
 
@@ -378,6 +382,7 @@ PICTURES = [
     ),
     Case("truncated png", 7, "copy or record it again", picture(lambda w: truncated(w.image("a.png")))),
     Case("truncated jpeg", 7, "copy or record it again", picture(lambda w: truncated(w.image("a.jpg", size=(90, 90))))),
+    Case("pipe as picture", 7, "save the picture to a file", picture(lambda w: os.mkfifo(w.here / "a.png"))),
     Case("text as picture", 7, "convert it to PNG or JPEG", picture(lambda w: w.write("a.png", "hello"))),
     Case("transparent picture", 7, "flatten it onto a background", picture(lambda w: w.image("a.png", "RGBA"))),
     Case("grey with transparency", 7, "flatten it onto a background", picture(lambda w: w.image("a.png", "LA"))),
@@ -391,6 +396,12 @@ PICTURES = [
     Case("empty folder", 7, "holds no picture.*name the files", lambda w: ["predict", w.bundle, w.folder("none")]),
 ]
 DATA = [
+    Case(
+        "image size other than the npz has",
+        2,
+        "drop --image-size",
+        lambda w: ["train", "--data", train_npz(w), "--image-size", 64, "--width", 8, "-o", "run"],
+    ),
     Case("missing data", 7, "does not exist", calibrate(lambda w: "nowhere")),
     Case("data folder without classes", 7, "folder of its name", calibrate(lambda w: w.folder("flat"))),
     Case("class without pictures", 7, "Add pictures", calibrate(lambda w: w.folder("flat/cat").parent)),
@@ -441,6 +452,7 @@ OUTPUTS = [
         "choose another",
         lambda w: ["predict", w.bundle, w.picture, "--record-key", w.write("key")],
     ),
+    Case("device that cannot train", 2, "choose cpu, cuda", train("--device", "meta")),
     Case("run folder of other things", 7, "another folder", train("-o", "m.bundle")),
 ]
 CASES = [*BUNDLES, *CHECKPOINTS, *USAGE, *PICTURES, *DATA, *OUTPUTS]

@@ -100,6 +100,26 @@ def atomic_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def one_writer(directory: str | Path) -> Iterator[None]:
+    """Wait until no other process is in this block for the same directory.
+
+    Where the system or the file system has no locks, it does not wait.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing releases it, and so does a kill
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _beside(target: Path) -> Path:
     # The suffix stays at the end (np.savez appends one otherwise); the length stays below the usual limit of 255.
     return target.with_name(f".tmp-{secrets.token_hex(6)}-{target.name[-200:]}")

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from flss_runtime.atomic import atomic_directory, atomic_write
+from flss_runtime.atomic import atomic_directory, atomic_write, one_writer
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.errors import BundleError, EngineUnavailable, UncalibratedError, UsageError
 from flss_runtime.images import InputSpec
@@ -205,14 +205,16 @@ def store_calibration(bundle: Bundle, entry: Mapping[str, Any]) -> Bundle:
         OutputError: policy.json cannot be written.
     """
     key = check_calibration(dict(entry))
-    place = file_inside(bundle_directory(bundle.path), POLICY_NAME)
-    policy, _ = read_json(place)
-    check_policy(policy, bundle.digest)
-    kept = [other for other in policy["calibrations"] if check_calibration(other) != key]
-    policy["calibrations"] = sorted([*kept, dict(entry)], key=check_calibration)
-    content = _sealed_policy(policy, bundle.digest)
-    with atomic_write(place) as temporary:
-        temporary.write_bytes(content)
+    directory = bundle_directory(bundle.path)
+    place = file_inside(directory, POLICY_NAME)
+    with one_writer(directory):  # else of two calibrations at once, one would be lost
+        policy, _ = read_json(place)
+        check_policy(policy, bundle.digest)
+        kept = [other for other in policy["calibrations"] if check_calibration(other) != key]
+        policy["calibrations"] = sorted([*kept, dict(entry)], key=check_calibration)
+        content = _sealed_policy(policy, bundle.digest)
+        with atomic_write(place) as temporary:
+            temporary.write_bytes(content)
     return load_bundle(bundle.path)
 
 

@@ -194,7 +194,8 @@ class SmoothedClassifier:
         return size if isinstance(size, int) else 4096  # a free dimension: assume a large one
 
     def _checked(self, images: Images) -> tuple[Sequence[Any], list[str]]:
-        if not isinstance(images, (np.ndarray, Sequence)) or (isinstance(images, np.ndarray) and images.ndim != 4):
+        several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+        if not several and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]  # one image, or something that is none and gets told so
         return list(images), [check_image(image, self.input) for image in images]
 

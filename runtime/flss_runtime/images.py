@@ -179,6 +179,8 @@ def _spec_problem(spec: InputSpec) -> str:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder, not a picture", "name a picture in it")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, not a file", "save the picture to a file first")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes)", "copy or record it again")
 

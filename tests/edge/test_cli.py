@@ -298,6 +298,28 @@ def test_a_reader_that_leaves_early_is_no_error(bundle: Path, labelled_pictures:
     assert "Traceback" not in errors and "Exception ignored" not in errors
 
 
+def test_a_file_name_cannot_steer_the_terminal(run: Runner, bundle: Path, labelled_pictures: Path) -> None:
+    shutil.copy(labelled_pictures / "cat" / "00.png", "\x1b[31m\nred.png")
+    for form in ("table", "md"):
+        result = run("predict", bundle, "\x1b[31m\nred.png", "--format", form)
+        assert result.code == 0 and "\\x1b[31m\\x0ared.png" in result.out
+    result = run("inspect", "\x1b[31m")
+    assert result.code == 3 and "\x1b" not in result.err
+
+
+@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full"])
+def test_a_lost_log_changes_no_exit_code(closing: str, bundle: Path, labelled_pictures: Path) -> None:
+    for arguments, code in ((["predict", str(bundle), str(labelled_pictures)], 0), (["inspect", "nothing"], 3)):
+        command = ["sh", "-c", f'exec "$@" {closing}', "sh", sys.executable, "-c", ENTRY, *arguments]
+        assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == code
+
+
+def test_a_closed_stdout_is_reported(bundle: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", ENTRY, "inspect", str(bundle)]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert result.returncode == 7 and "fix:" in result.stderr
+
+
 def test_a_full_disk_behind_stdout_is_reported() -> None:
     with open("/dev/full", "w") as full:
         result = as_process("doctor", "--format", "json", capture_output=False, stdout=full, stderr=subprocess.PIPE)

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +389,18 @@ class TestStore:
         assert bundle.policy(10).min_votes == 4 and bundle.policy().min_votes == 20
         assert len(bundle.calibrations) == 2
         assert bundle == load_bundle(place)
+
+    def test_two_at_once_are_both_kept(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        bundle, checked = load_bundle(place), bundle_module.check_policy
+
+        def check_slowly(policy: JSON, digest: str) -> None:
+            checked(policy, digest)
+            time.sleep(0.05)  # between reading and writing
+
+        monkeypatch.setattr(bundle_module, "check_policy", check_slowly)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda count: store_calibration(bundle, entry(num_samples=count, min_votes=1)), (10, 11, 12)))
+        assert {found["num_samples"] for found in load_bundle(place).calibrations} >= {10, 11, 12}
 
     def test_keeps_keys_it_does_not_know(self, place: Path) -> None:
         seal_policy(place, lambda policy: policy.update(comment="keep"))
