@@ -16,7 +16,7 @@ def doctor(form: FormatOption = None, output: OutputOption = None, overwrite: Ov
 
     Exit 1 if no image could be classified here.
     """
-    from flss_runtime.environment import describe_environment, diagnose
+    from flss_runtime.environment import diagnose
 
     check_output(form, output, overwrite)
     checks = diagnose()
@@ -24,7 +24,6 @@ def doctor(form: FormatOption = None, output: OutputOption = None, overwrite: Ov
         command="doctor",
         columns=COLUMNS,
         rows=[asdict(check) for check in checks],
-        environment=describe_environment(),
     )
     emit(document, form, output, overwrite)
     failed = [check for check in checks if check.status == "fail"]

@@ -45,6 +45,7 @@ class Document:
         rows: the results; JSON keeps every key of a row, the other formats those of `columns`.
         results: what JSON holds under "results" where it is more than the rows.
         artifact: what was used: path and digest of the bundle.
+        environment: machine and versions; looked up for JSON where it is left empty.
         validity: reasons why the figures must not be quoted; empty when there are none.
         notes: lines below a table, and in JSON; CSV leaves them out.
     """
@@ -187,13 +188,15 @@ def _render(document: Document, form: Format, terminal: bool, encoding: str) -> 
 
 
 def _json_document(document: Document) -> dict[str, Any]:
+    from flss_runtime.environment import describe_environment
+
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": "flss-edge",
         "tool_version": __version__,
         "command": document.command,
         "artifact": dict(document.artifact),
-        "environment": dict(document.environment),
+        "environment": dict(document.environment) or describe_environment(),
         "config": dict(document.config),
         "results": list(document.rows) if document.results is None else document.results,
         "validity": document.validity,

@@ -52,7 +52,7 @@ def train(
         int | None, typer.Option("--image-size", help="Pixels a side; needed for folders, which are resized to it.")
     ] = None,
     validation_per_class: Annotated[
-        int | None, typer.Option("--validation-per-class", help="Training images a class to hold out.")
+        int | None, typer.Option("--validation-per-class", min=2, help="Training images a class to hold out.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
     threads: ThreadsOption = None,
