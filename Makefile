@@ -58,6 +58,7 @@ format: $(VENV)/installed
 
 # Some four minutes on a quiet machine; exit 5 means that it was not quiet enough for the figures to be quoted.
 bench: $(VENV)/installed
+	@mkdir -p build/bench
 	@$(VENV)/bin/flss-edge export models/cifar10-w8.pt -o build/bench/cifar10.bundle --data examples/cifar10/test --overwrite
 	@$(VENV)/bin/flss-edge bench build/bench/cifar10.bundle --profile standard -o build/bench/result.json --overwrite $(ARGS)
 

@@ -18,11 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flss_runtime.errors import DataError, UsageError
-from flss_runtime.images import InputSpec, read_image
+from flss_runtime.images import PICTURE_SUFFIXES, InputSpec, read_image
 
 SPLITS = ("train", "test", "fit", "validation", "selection", "calibration")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +202,7 @@ def _from_folder(path: Path, split: str, spec: InputSpec | None) -> ImageSet:
         raise UsageError("a folder of images needs the size to resize to", "Set the image size, e.g. --image-size 224.")
     images, labels = [], []
     for label, folder in enumerate(folders):
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES)
         if not files:
             raise DataError(f"class folder {folder.name} holds no pictures", "Add pictures or remove the folder.")
         images += [read_image(file, spec) for file in files]

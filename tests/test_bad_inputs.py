@@ -597,11 +597,18 @@ def test_a_full_disk_leaves_nothing_half_written(arguments: list[str], world: Wo
     )
 
 
+def heed_sigint() -> None:
+    """A shell's background jobs inherit an ignored SIGINT, and the commands respect that; these tests send one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_during_training_keeps_the_run(world: World) -> None:
     command = ["train", "--data", str(world.pictures), "--image-size", "32", "--width", "8", "--epochs", "500"]
     quick = ["-o", "run", "--set", "attack_steps=1", "--set", "selection_steps=1", "--set", "batch_size=16"]
     arguments = [sys.executable, "-c", ENTRY, *command, *quick]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heed_sigint
+    ) as process:
         assert process.stderr is not None
         while not (line := process.stderr.readline()).startswith("epoch 1"):
             assert line, "training ended before its first epoch"

@@ -112,8 +112,8 @@ def _notes(result: BenchResult) -> list[str]:
         f"stages of {arm}, median ms: " + ", ".join(f"{stage} {value:.3f}" for stage, value in times.items())
         for arm, times in stages.items()
     ]
-    if not result.config["images"]["real"]:
-        notes.append("timed on synthetic images: export with --data to time real ones")
+    if result.config["images"]["real"] is not True:
+        notes.append("the bundle's images are not known to be real: export with --data to time real ones")
     return notes
 
 

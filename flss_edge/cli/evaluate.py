@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flss_edge.data import ImageSet
     from flss_runtime.bundle import Bundle
 
+ACCEPTED = "accuracy of the accepted"
 COLUMNS = {"metric": "metric", "value": "value", "n": "images"}
 
 
@@ -128,13 +130,15 @@ def _bundle(path: Path, data: Path, config: dict[str, Any], threads: int | None)
     right_accepted = sum(decision.label == label for decision, label in accepted)
     values = {
         "accuracy of the vote, nothing rejected": right / len(pairs),
-        "accuracy of the accepted": right_accepted / len(accepted) if accepted else None,
+        ACCEPTED: right_accepted / len(accepted) if accepted else None,
         "coverage (share accepted)": len(accepted) / len(pairs),
         "falsely rejected (share of all)": (right - right_accepted) / len(pairs),
     }
     config |= {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale, "min_votes": policy.min_votes}
     warnings = _warnings(bundle.manifest["checkpoint"].get("training") or {}, found.source)
-    return _document(values, images, _digest(bundle), config, warnings)
+    document = _document(values, images, _digest(bundle), config, warnings)
+    rows = [{**row, "n": len(accepted) if row["metric"] == ACCEPTED else row["n"]} for row in document.rows]
+    return replace(document, rows=rows)
 
 
 def _warnings(training: dict[str, Any], source: str) -> list[str]:

@@ -40,7 +40,7 @@ def _known_engine(name: str) -> str:
 
 
 EngineOption: TypeAlias = Annotated[
-    str, typer.Option("--engine", callback=_known_engine, help="Inference engine: ort, openvino, trt or auto.")
+    str, typer.Option("--engine", callback=_known_engine, help="Inference engine: ort, or auto.")
 ]
 ThreadsOption: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the encoder; by default one a physical core.")

@@ -37,7 +37,6 @@ COLUMNS = {
     "status": "status",
     "reason": "reason",
 }
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _BATCH = 128  # pictures decoded and classified at a time: bounds the memory of a folder of any size
 
 
@@ -106,6 +105,8 @@ def _find_pictures(paths: Iterable[Path]) -> Iterator[Path]:
     Raises:
         DataError: a folder holds no picture.
     """
+    from flss_runtime.images import PICTURE_SUFFIXES
+
     for path in paths:
         if not path.is_dir():
             yield path

@@ -18,8 +18,13 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Stop before any work is done for an output that may not be written.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is false.
+        OutputError: `path` exists and `overwrite` is false, or there is no folder to put it in.
     """
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise OutputError(
+            f"cannot write {path}: there is no folder {parent}", "make the folder, or choose another output"
+        )
     if not overwrite and os.path.lexists(path):
         raise OutputError(f"{path} exists already", "pass --overwrite to replace it, or choose another output")
 

@@ -89,7 +89,7 @@ class Bundle:
             raise BundleError(f"{self.path} has no {role!r} graph", "export the checkpoint again to get every graph")
         if precision not in available:
             problem = f"{self.path} has the {role} in {', '.join(sorted(available))}, not in {precision}"
-            raise EngineUnavailable(problem, f"export with --precision {precision}, or ask for one that is there")
+            raise EngineUnavailable(problem, "ask for one that is there: this version exports fp32 only")
         return available[precision]
 
     def calibration(self, num_samples: int | None = None) -> Json | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -103,17 +101,6 @@ class Check:
     fix: str = ""
 
 
-def cache_folder() -> Path:
-    """Return the folder for engines built on this machine: below XDG_CACHE_HOME or what the system has in its place."""
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        base = Path(chosen)
-    elif platform.system() == "Windows":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache")
-    return base / "flss-edge"
-
-
 def diagnose() -> list[Check]:
     """Check whether this machine can classify, and what would make its timings worthless.
 
@@ -126,7 +113,6 @@ def diagnose() -> list[Check]:
         *_check_engines(),
         _check_conflicts(),
         _check_training(),
-        _check_disk(),
         *_check_processor(),
     ]
 
@@ -172,23 +158,9 @@ def _check_training() -> Check:
     missing = [name for name in ("torch", "torchvision", "onnx") if find_spec(name) is None]
     if not missing:
         return Check("training", "ok", f"torch {version_of('torch')}, onnx {version_of('onnx')}")
-    return Check("training", "ok", f"off: {', '.join(missing)} absent; only train, evaluate and export need them")
-
-
-def _check_disk() -> Check:
-    folder = cache_folder()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        free_mib = shutil.disk_usage(folder).free // 2**20
-    except OSError as error:
-        return Check("disk", "warn", f"the cache folder cannot be read: {error.strerror}", "set XDG_CACHE_HOME")
-    if not os.access(folder, os.W_OK):
-        return Check("disk", "warn", "the cache folder cannot be written", "set XDG_CACHE_HOME to a writable folder")
-    if free_mib < 1024:
-        fix = "free some space, or set XDG_CACHE_HOME to a larger disk"
-        return Check("disk", "warn", f"{free_mib} MiB free for built engines", fix)
-    return Check("disk", "ok", f"{free_mib / 1024:.1f} GiB free for built engines")
+    return Check(
+        "training", "ok", f"off: {', '.join(missing)} absent; only train, export and what reads a checkpoint need them"
+    )
 
 
 def _check_processor() -> Iterator[Check]:

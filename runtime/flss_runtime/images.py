@@ -21,6 +21,7 @@ FloatArray = npt.NDArray[np.float32]
 
 # Pillow would also start Ghostscript for an EPS file; these are decoded by code it ships or links.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _MAX_PIXELS = 2**26  # of a picture scaled for cropping: a very long and narrow one would fill the memory
 _RESIZES = ("stretch", "crop")
 _SCALE = np.float32(255)

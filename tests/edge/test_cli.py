@@ -327,12 +327,17 @@ def test_a_full_disk_behind_stdout_is_reported() -> None:
     assert "standard output" in result.stderr and "fix:" in result.stderr and "Exception ignored" not in result.stderr
 
 
+def heed_sigint() -> None:
+    """A shell's background jobs inherit an ignored SIGINT, and the commands respect that; these tests send one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_command_without_a_traceback(
     bundle: Path, sent: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", ENTRY, "bench", str(bundle), "--profile", "quick", "-o", str(tmp_path / "r.json")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_sigint) as process:
         assert process.stderr is not None
         process.stderr.readline()  # the first phase has begun
         time.sleep(0.2)

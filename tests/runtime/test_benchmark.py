@@ -226,10 +226,17 @@ run_benchmark(Path(sys.argv[1]), profile="standard", progress=lambda *said: prin
 """
 
 
+def heed_sigint() -> None:
+    """A shell's background jobs inherit an ignored SIGINT, and the commands respect that; these tests send one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start_long_benchmark(bundle: Bundle, scratch: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(RUNTIME), "TMPDIR": str(scratch)}
     command = [sys.executable, "-c", SCRIPT, str(bundle.path)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_sigint, env=environment
+    )
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith("warm-up"):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flss_runtime import machine, validity
-from flss_runtime.environment import Check, cache_folder, describe_environment, diagnose
+from flss_runtime.environment import Check, describe_environment, diagnose
 from flss_runtime.machine import Snapshot
 
 QUIET: dict[str, float | None] = {
@@ -186,9 +186,7 @@ def test_profile_flags() -> None:
 
 def test_diagnosis_of_this_machine_has_a_remedy_for_all_that_is_not_ok() -> None:
     checks = diagnose()
-    assert {"python", "numpy", "engine ort", "conflicts", "training", "disk", "cpu governor"} <= {
-        c.name for c in checks
-    }
+    assert {"python", "numpy", "engine ort", "conflicts", "training", "cpu governor"} <= {c.name for c in checks}
     assert len({check.name for check in checks}) == len(checks)
     for check in checks:
         assert check.detail and (check.status == "ok") == (check.fix == "")
@@ -212,10 +210,3 @@ def test_two_runtime_wheels_over_each_other_are_a_conflict(tmp_path: Path, monke
     found = by_name(diagnose(), "conflicts")
     assert found.status == "fail" and "onnxruntime-gpu 1.30.0" in found.detail
     assert found.fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
-
-
-def test_cache_folder_follows_xdg_and_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "yet"))
-    assert cache_folder() == tmp_path / "not" / "yet" / "flss-edge"
-    found = by_name(diagnose(), "disk")
-    assert found.status in ("ok", "warn") and not (tmp_path / "not").exists()
