@@ -102,8 +102,6 @@ def check_output(form: Format | None, output: Path | None, overwrite: bool) -> N
     if form is None:
         _format_of(output)
     refuse_existing(output, overwrite)
-    if not output.parent.is_dir():
-        raise OutputError(f"{output} cannot be written: {output.parent} is not a folder", f"mkdir -p {output.parent}")
 
 
 def say(text: str) -> None:

@@ -23,7 +23,7 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise OutputError(
-            f"cannot write {path}: there is no folder {parent}", "make the folder, or choose another output"
+            f"cannot write {path}: {parent} is not a folder", f"mkdir -p {parent}, or choose another output"
         )
     if not overwrite and os.path.lexists(path):
         raise OutputError(f"{path} exists already", "pass --overwrite to replace it, or choose another output")
