@@ -40,5 +40,5 @@ def demo() -> None:
     bench.bench(BUNDLE, profile="quick", allow_invalid=True)
     say(
         "\nThis network does a sixtieth of ResNet-18's work an image, so the votes' fixed cost weighs heavily here; "
-        "benchmarks/README.md has the figures at full width."
+        "benchmarks/results/README.md has the figures at full width."
     )
