@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from flss_edge.data import ImageSet
     from flss_runtime.bundle import Bundle
 
-ACCEPTED = "accuracy of the accepted"
 COLUMNS = {"metric": "metric", "value": "value", "n": "images"}
 
 
@@ -101,14 +99,14 @@ def _checkpoint(path: Path, data: Path, config: dict[str, Any], threads: int | N
     size, per_class = checkpoint.model.config.image_size, checkpoint.training.get("validation_per_class")
     found = load_images(data, config["split"], spec=InputSpec(size, size), validation_per_class=per_class)
     images = _first(align_classes(found, checkpoint.class_names), config["limit"])
-    values: dict[str, float | None] = {"clean accuracy, no sampling": accuracy(checkpoint.model, images)}
+    values = {"clean accuracy, no sampling": accuracy(checkpoint.model, images)}
     steps, epsilon = config["pgd_steps"], config["epsilon"]
     if steps:
         values[f"PGD-{steps} accuracy, no sampling, epsilon {epsilon * 255:g}/255"] = pgd_accuracy(
             checkpoint.model, images, epsilon=epsilon, step_size=config["step_size"], steps=steps, seed=config["seed"]
         )
     artifact = {"checkpoint": str(path), "sha256": checkpoint.sha256}
-    return _document(values, images, artifact, config, _warnings(checkpoint.training, found.source))
+    return _document(_rows(values, len(images)), images, artifact, config, _warnings(checkpoint.training, found.source))
 
 
 def _bundle(path: Path, data: Path, config: dict[str, Any], threads: int | None) -> Document:
@@ -128,17 +126,17 @@ def _bundle(path: Path, data: Path, config: dict[str, Any], threads: int | None)
     accepted = [(decision, label) for decision, label in pairs if decision.accepted]
     right = sum(decision.top_label == label for decision, label in pairs)
     right_accepted = sum(decision.label == label for decision, label in accepted)
+    share = right_accepted / len(accepted) if accepted else None
     values = {
         "accuracy of the vote, nothing rejected": right / len(pairs),
-        ACCEPTED: right_accepted / len(accepted) if accepted else None,
         "coverage (share accepted)": len(accepted) / len(pairs),
         "falsely rejected (share of all)": (right - right_accepted) / len(pairs),
     }
     config |= {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale, "min_votes": policy.min_votes}
     warnings = _warnings(bundle.manifest["checkpoint"].get("training") or {}, found.source)
-    document = _document(values, images, _digest(bundle), config, warnings)
-    rows = [{**row, "n": len(accepted) if row["metric"] == ACCEPTED else row["n"]} for row in document.rows]
-    return replace(document, rows=rows)
+    rows = _rows(values, len(images))
+    rows.insert(1, {"metric": "accuracy of the accepted", "value": share, "n": len(accepted)})
+    return _document(rows, images, _digest(bundle), config, warnings)
 
 
 def _warnings(training: dict[str, Any], source: str) -> list[str]:
@@ -158,14 +156,17 @@ def _first(images: ImageSet, limit: int | None) -> ImageSet:
     return images if limit is None else images.take(np.arange(min(limit, len(images))), f"{images.source}[:{limit}]")
 
 
+def _rows(values: dict[str, float], count: int) -> list[dict[str, Any]]:
+    return [{"metric": name, "value": value, "n": count} for name, value in values.items()]
+
+
 def _document(
-    values: dict[str, float | None],
+    rows: list[dict[str, Any]],
     images: ImageSet,
     artifact: dict[str, Any],
     config: dict[str, Any],
     notes: list[str],
 ) -> Document:
-    rows = [{"metric": name, "value": value, "n": len(images)} for name, value in values.items()]
     return Document(
         command="evaluate",
         columns=COLUMNS,

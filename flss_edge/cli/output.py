@@ -53,7 +53,6 @@ class Document:
     command: str
     columns: Mapping[str, str]
     rows: Sequence[Mapping[str, Cell]]
-    title: str = ""
     results: Any = None
     artifact: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -228,7 +227,7 @@ def _table(document: Document, terminal: bool, encoding: str) -> str:
     from rich.text import Text
 
     unicode = "utf" in encoding.lower()
-    table = Table(title=document.title or None, title_justify="left", box=box.SIMPLE_HEAD if unicode else box.ASCII)
+    table = Table(box=box.SIMPLE_HEAD if unicode else box.ASCII)
     columns = _filled_columns(document)
     for key, heading in columns.items():
         numeric = all(isinstance(row.get(key), int | float | None) for row in document.rows)
