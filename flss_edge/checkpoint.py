@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flss_edge.model import FLSS, ModelConfig
+from flss_edge.model import FLSS, ModelConfig, Network, build_network
 from flss_runtime.atomic import atomic_write
 from flss_runtime.errors import CheckpointError, FLSSError
 
@@ -35,11 +35,25 @@ class Checkpoint:
         sha256: of the file it was read from; "" for one that was never written.
     """
 
-    model: FLSS
+    model: Network
     class_names: tuple[str, ...]
     origin: str = "flss-edge"
     training: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
+
+    def flss(self) -> FLSS:
+        """Return the network where it is an FLSS network, which alone can be exported.
+
+        Raises:
+            CheckpointError: it is a plain classifier.
+        """
+        if isinstance(self.model, FLSS):
+            return self.model
+        recipe = self.training.get("config", {}).get("recipe", "of another kind")
+        raise CheckpointError(
+            f"this checkpoint holds a plain classifier (recipe {recipe}), which has no samples to vote",
+            "Give a checkpoint that was trained with an FLSS recipe: official, paper or plus.",
+        )
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, overwrite: bool = True) -> None:
@@ -58,7 +72,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, overwrite: bool = Tru
         "class_names": list(checkpoint.class_names),
         "training": checkpoint.training,
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in checkpoint.model.state_dict().items()
+        if not name.startswith("second_norms.")  # a help in training, no part of the network
+    }
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
@@ -148,7 +166,7 @@ def _own(path: Path, content: dict[str, Any], digest: str) -> Checkpoint:
             "Use the flss-edge version that wrote it, or a newer one.",
         )
     try:
-        model = FLSS(ModelConfig(**content["model"]))
+        model = build_network(ModelConfig(**content["model"]))
         names = tuple(str(name) for name in content["class_names"])
         training = dict(content["training"])
     except FLSSError as error:
@@ -209,7 +227,7 @@ def _released_names(count: int) -> tuple[str, ...]:
     return CIFAR10_CLASSES if count == len(CIFAR10_CLASSES) else tuple(f"class_{index}" for index in range(count))
 
 
-def _load_state(path: Path, model: FLSS, state: Mapping[str, Tensor]) -> None:
+def _load_state(path: Path, model: Network, state: Mapping[str, Tensor]) -> None:
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or extra:

@@ -80,12 +80,13 @@ def export_bundle(
     policy = SmoothingPolicy(num_samples, noise_scale, 0)
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed {seed} is out of range", "Give a whole number from 0 to 2**63 - 1.")
-    chosen = _choose_images(checkpoint.model, data, seed)
-    graphs = build_graphs(checkpoint.model)
-    reference, comparison = _compare(checkpoint.model, graphs, chosen, seed, policy)
+    network = checkpoint.flss()
+    chosen = _choose_images(network, data, seed)
+    graphs = build_graphs(network)
+    reference, comparison = _compare(network, graphs, chosen, seed, policy)
     files: dict[str, bytes | Path] = {
         **graphs.files,
-        GOLDEN_NAME: _golden(checkpoint.model, chosen.images[:GOLDEN_IMAGES], seed, policy),
+        GOLDEN_NAME: _golden(network, chosen.images[:GOLDEN_IMAGES], seed, policy),
         REFERENCE_NAME: _reference(chosen, reference.votes, seed, policy),
     }
     manifest = _manifest(checkpoint, Path(target), graphs, data, seed) | {"parity": comparison.to_json()}

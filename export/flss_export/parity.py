@@ -67,9 +67,10 @@ def parity(
         EngineUnavailable: The engine is absent.
         InferenceError: The engine failed while running.
     """
+    network = checkpoint.flss()
     min_votes, scale, samples = None, 2.0, 100
     if isinstance(graphs, Bundle):
-        _check_fit(checkpoint.model, graphs)
+        _check_fit(network, graphs)
         scale, samples = graphs.noise_scale, graphs.num_samples
     policy = SmoothingPolicy(
         samples if num_samples is None else num_samples, scale if noise_scale is None else noise_scale, 0
@@ -78,7 +79,7 @@ def parity(
         entry = graphs.calibration(policy.num_samples) if policy.noise_scale == graphs.noise_scale else None
         min_votes = None if entry is None else int(entry["min_votes"])
         graphs = _files(graphs)
-    reference, candidate = replay(checkpoint.model, graphs, images, seed, policy, engine=engine, threads=threads)
+    reference, candidate = replay(network, graphs, images, seed, policy, engine=engine, threads=threads)
     return compare(reference, candidate, min_votes=min_votes, name="torch", real=real)
 
 

@@ -83,6 +83,7 @@ def _describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Document:
         "parameters": parameters,
         "classes": _classes(checkpoint.class_names),
         **{key: value for key, value in config.items() if key != "num_classes"},
+        "recipe": checkpoint.training.get("config", {}).get("recipe", "unknown"),
         **{
             f"training {key}": value for key, value in checkpoint.training.items() if not isinstance(value, dict | list)
         },

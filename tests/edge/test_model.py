@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flss_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from flss_edge.model import FLSS, ModelConfig, sample_latents
+from flss_edge.model import FLSS, Classifier, ModelConfig, build_network, sample_latents
 from flss_runtime.errors import CheckpointError, UsageError
 
 from .released import ReleasedVAE, random_released
@@ -41,7 +41,58 @@ def test_options_shape_the_network(config: ModelConfig, size: int) -> None:
     assert sum(isinstance(layer, torch.nn.Linear) for layer in model.head) == len(config.hidden) + 1
 
 
-@pytest.mark.parametrize("bad", [{"width": 0}, {"num_classes": 1}, {"stem": "vit"}, {"hidden": (0,)}])
+def test_parameter_counts_of_the_baselines() -> None:
+    """ResNet-18 without the latent heads; ResNet-20 and ResNet-110 as published, with convolutions in the shortcuts."""
+    assert count(build_network(ModelConfig(network="classifier"))) == 11_168_832 + 5_130
+    resnet20 = build_network(ModelConfig(network="classifier", blocks=(3, 3, 3), width=16))
+    shortcuts = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64  # the parameter-free shortcuts of He et al. have none
+    assert count(resnet20) == 269_722 + shortcuts
+    resnet110 = build_network(ModelConfig(network="classifier", blocks=(18, 18, 18), width=16))
+    assert count(resnet110) == 1_727_962 + shortcuts
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_backbone_options(activation: str) -> None:
+    config = ModelConfig(width=4, blocks=(1, 2), activation=activation, num_classes=5)
+    assert config.features == 8
+    model = build_network(config).eval()
+    layers = [type(layer).__name__ for layer in model.modules()]
+    wanted, other = ("SiLU", "ReLU") if activation == "silu" else ("ReLU", "SiLU")
+    assert layers.count(wanted) == 1 + 3  # the stem's and one object a block
+    assert other not in layers
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    model(images).sum().backward()
+    assert images.grad is not None and bool(images.grad.abs().sum() > 0)
+
+
+def test_checkpoints_of_baselines_load_and_have_no_samples(tmp_path: Path) -> None:
+    config = ModelConfig(width=4, network="classifier", blocks=(1, 1), weight_noise=True, num_classes=3)
+    training = {"config": {"recipe": "pni"}}
+    save_checkpoint(tmp_path / "a.pt", Checkpoint(build_network(config), ("a", "b", "c"), training=training))
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    assert isinstance(checkpoint.model, Classifier)
+    assert checkpoint.model.config == config
+    images = torch.rand(2, 3, 32, 32)
+    assert not torch.equal(checkpoint.model(images), checkpoint.model(images))  # the noise is part of the network
+    with pytest.raises(CheckpointError, match=r"plain classifier \(recipe pni\)"):
+        checkpoint.flss()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"width": 0},
+        {"num_classes": 1},
+        {"stem": "vit"},
+        {"hidden": (0,)},
+        {"blocks": ()},
+        {"blocks": (2, 1000)},
+        {"activation": "gelu"},
+        {"network": "vae"},
+        {"network": "classifier", "hidden": (8,)},
+        {"weight_noise": True},
+    ],
+)
 def test_impossible_networks_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         ModelConfig(**bad)  # type: ignore[arg-type]

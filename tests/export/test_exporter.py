@@ -10,7 +10,7 @@ import torch
 
 from flss_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flss_edge.data import ImageSet
-from flss_edge.model import ModelConfig
+from flss_edge.model import ModelConfig, build_network
 from flss_export import exporter
 from flss_export.exporter import export_bundle
 from flss_export.graphs import GraphSet, head_graph
@@ -184,3 +184,11 @@ def test_bad_arguments_are_refused_before_any_work(
         with pytest.raises(UsageError, match="seed"):
             export_bundle(checkpoint, target, seed=seed)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_classifier_is_refused(tmp_path: Path) -> None:
+    network = build_network(ModelConfig(num_classes=3, width=4, network="classifier", image_size=16))
+    save_checkpoint(tmp_path / "a.pt", Checkpoint(network, ("a", "b", "c"), training={"config": {"recipe": "pgd-at"}}))
+    with pytest.raises(CheckpointError, match=r"plain classifier \(recipe pgd-at\)"):
+        export_bundle(load_checkpoint(tmp_path / "a.pt"), tmp_path / "a.bundle")
+    assert not (tmp_path / "a.bundle").exists()

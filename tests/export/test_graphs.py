@@ -219,3 +219,17 @@ def test_a_batch_norm_without_a_convolution_is_refused(make_model) -> None:
     model.encoder.bn9 = nn.BatchNorm2d(2)
     with pytest.raises(CheckFailed, match="bn9"):
         fuse_batch_norm(model)
+
+
+def test_other_backbones_export_as_they_are(make_model, tmp_path: Path) -> None:
+    """SiLU and another depth: no operator of the graph is left at ResNet-18's."""
+    model = make_model(ModelConfig(num_classes=3, width=4, blocks=(1, 2), activation="silu", image_size=16), 4)
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(build_graphs(model).graphs["encoder"])
+    pixels = _pixels(3, 16)
+    with torch.no_grad():
+        mean, logvar = model.encoder(torch.from_numpy(pixels))
+    with open_engine(path) as encoder:
+        latent = encoder.run({"images": pixels})
+    np.testing.assert_allclose(latent["mean"], mean.numpy(), atol=TOLERANCE)
+    np.testing.assert_allclose(latent["std"], torch.exp(logvar / 2).numpy(), atol=TOLERANCE)
