@@ -1,4 +1,4 @@
-"""Projected gradient descent in the L-infinity ball, for training and for checkpoint selection."""
+"""Projected gradient descent for training and for checkpoint selection."""
 
 from __future__ import annotations
 
@@ -8,37 +8,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+Objective = Callable[[Tensor], Tensor]
 
-def pgd(
-    logits_of: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return images moved to raise the cross-entropy, inside the epsilon ball and [0, 1].
 
-    Starts at a uniform random point of the ball, clamped to [0, 1]; each step follows the gradient's sign and projects
-    to the ball, then to [0, 1]; the last iterate is returned. No gradient of any weight is computed or kept.
+def pgd(objective: Objective, images: Tensor, start: Tensor, *, epsilon: float, step_size: float, steps: int) -> Tensor:
+    """Return images moved to raise `objective`, inside the L-infinity ball of radius epsilon and [0, 1].
+
+    Each step follows the gradient's sign and projects to the ball, then to [0, 1]; the last iterate is returned. No
+    gradient of any weight is computed or kept.
 
     Args:
-        logits_of: images (B, 3, H, W) -> logits (B, K). Whatever noise it uses is its own affair.
-        images: (B, 3, H, W) float in [0, 1].
-        labels: (B,) int64, the true classes.
+        objective: images (B, 3, H, W) -> a sum over the images, each term depending on its own image only.
+        images: (B, 3, H, W) float in [0, 1], the centre of the ball.
+        start: where to begin, the same shape; projected first.
         epsilon: radius in pixel units of [0, 1], e.g. 8/255.
         step_size: in the same units.
-        steps: number of gradient steps; 0 returns the random start.
-        generator: source of the start, on the images' device.
+        steps: number of gradient steps; 0 returns the projected start.
     """
     lower, upper = (images - epsilon).clamp_(min=0), (images + epsilon).clamp_(max=1)
-    start = torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator)
-    perturbed = torch.clamp(images + start, lower, upper)
+    perturbed = torch.clamp(start, lower, upper)
     for _ in range(steps):
-        perturbed.requires_grad_(True)
-        loss = functional.cross_entropy(logits_of(perturbed), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, perturbed)
-        perturbed = torch.clamp(perturbed.detach() + step_size * gradient.sign(), lower, upper)
-    return perturbed.detach()
+        gradient = input_gradient(objective, perturbed)
+        perturbed = torch.clamp(perturbed + step_size * gradient.sign(), lower, upper)
+    return perturbed
+
+
+def input_gradient(objective: Objective, images: Tensor) -> Tensor:
+    """Return the gradient (B, 3, H, W) of `objective` at the images, computing none of any weight."""
+    images = images.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(objective(images), images)
+    return gradient
+
+
+def cross_entropy_of(logits_of: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:
+    """Return the objective of the usual attack: the cross-entropy of the true classes, summed over the images."""
+    return lambda images: functional.cross_entropy(logits_of(images), labels, reduction="sum")
+
+
+def uniform_start(images: Tensor, numbers: Tensor, epsilon: float) -> Tensor:
+    """Return a point of the ball around each image, from numbers (B, 3, H, W) uniform in [0, 1)."""
+    return images + epsilon * (2 * numbers - 1)

@@ -7,51 +7,76 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flss_edge.adversary import pgd
+from flss_edge.adversary import cross_entropy_of, pgd, uniform_start
 from flss_edge.augment import to_float
 from flss_edge.data import ImageSet
-from flss_edge.model import FLSS
+from flss_edge.model import Network
 
 BATCH = 250
 
 
-def accuracy(model: FLSS, images: ImageSet) -> float:
-    """Return the clean accuracy in [0, 1] of the mean path (the paper's Acc_nat,NS)."""
-    return _accuracy(model, images, lambda x, y: x)
+def _nothing() -> None:
+    """Do nothing between two batches."""
+
+
+def accuracy(
+    network: Network, images: ImageSet, *, seed: int = 0, between_batches: Callable[[], None] = _nothing
+) -> float:
+    """Return the clean accuracy in [0, 1] of the mean path (the paper's Acc_nat,NS); arguments as `pgd_accuracy`."""
+    return _accuracy(network, images, lambda x, y: x, seed, between_batches)
 
 
 def pgd_accuracy(
-    model: FLSS, images: ImageSet, *, epsilon: float, step_size: float, steps: int, seed: int = 0
+    network: Network,
+    images: ImageSet,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    seed: int = 0,
+    between_batches: Callable[[], None] = _nothing,
 ) -> float:
     """Return the accuracy in [0, 1] of the mean path under PGD with a random start.
 
     The attack differentiates the same mean path (no noise anywhere), as checkpoint selection in the released code does.
 
     Args:
-        model: the network; it is left in eval mode.
+        network: it is left in eval mode.
         images: what to attack.
         epsilon: radius in pixel units of [0, 1].
         step_size: in the same units.
         steps: gradient steps.
-        seed: of the random starts.
+        seed: of the random starts, and of the noise inside a network that has some.
+        between_batches: called after every batch; what it raises ends the measurement.
     """
-    device = next(model.parameters()).device
+    device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        return pgd(model, x, y, epsilon=epsilon, step_size=step_size, steps=steps, generator=generator)
+        start = uniform_start(x, torch.rand(x.shape, generator=generator, device=device), epsilon)
+        objective = cross_entropy_of(network, y)
+        return pgd(objective, x, start, epsilon=epsilon, step_size=step_size, steps=steps)
 
-    return _accuracy(model, images, attack)
+    return _accuracy(network, images, attack, seed, between_batches)
 
 
-def _accuracy(model: FLSS, images: ImageSet, attack: Callable[[Tensor, Tensor], Tensor]) -> float:
-    model.eval()
-    device = next(model.parameters()).device
+def _accuracy(
+    network: Network,
+    images: ImageSet,
+    attack: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+    between_batches: Callable[[], None],
+) -> float:
+    network.eval()
+    device = next(network.parameters()).device
     correct = 0
-    for start in range(0, len(images), BATCH):
-        batch = torch.from_numpy(images.images[start : start + BATCH]).permute(0, 3, 1, 2).to(device)
-        labels = torch.from_numpy(images.labels[start : start + BATCH]).to(device)
-        perturbed = attack(to_float(batch), labels)
-        with torch.no_grad():
-            correct += int((model(perturbed).argmax(dim=1) == labels).sum())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # for the noise inside a network that has some
+        for start in range(0, len(images), BATCH):
+            batch = torch.from_numpy(images.images[start : start + BATCH]).permute(0, 3, 1, 2).to(device)
+            labels = torch.from_numpy(images.labels[start : start + BATCH]).to(device)
+            perturbed = attack(to_float(batch), labels)
+            with torch.no_grad():
+                correct += int((network(perturbed).argmax(dim=1) == labels).sum())
+            between_batches()
     return correct / len(images)

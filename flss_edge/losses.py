@@ -10,22 +10,40 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def kl_to_prior(mean: Tensor, logvar: Tensor, batch_size: int) -> Tensor:
+def kl_to_prior(mean: Tensor, logvar: Tensor, batch_size: float) -> Tensor:
     """Return KL(N(mean, exp(logvar)) || N(0, 1)), summed over (B, D) and divided by `batch_size` (paper Eq. 1, KL1)."""
     return -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum() / batch_size
 
 
-def kl_between(mean_p: Tensor, logvar_p: Tensor, mean_q: Tensor, logvar_q: Tensor, batch_size: int) -> Tensor:
+def kl_between(mean_p: Tensor, logvar_p: Tensor, mean_q: Tensor, logvar_q: Tensor, batch_size: float) -> Tensor:
     """Return KL(P || Q) of diagonal Gaussians, summed over (B, D) and divided by `batch_size` (paper Eq. 1, KL2)."""
     spread = ((mean_q - mean_p).square() + logvar_p.exp()) / logvar_q.exp()
     return -0.5 * (1 + logvar_p - logvar_q - spread).sum() / batch_size
 
 
-def consistency(sampled_logits: Tensor, mean_logits: Tensor) -> Tensor:
-    """Return KL(softmax(mean) || softmax(sampled)) of logits (B, K), averaged over B * K (KL3 and KL4 as released).
+def kl_of_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Return KL(softmax(p) || softmax(q)) of logits (B, K), averaged over the batch (torch's 'batchmean').
 
-    The paper writes the opposite direction; the released code, which made the published figures, has this one. Its
-    'mean' reduction divides by B * K, so with more classes the same weight counts for less.
+    KL3 and KL4 of the paper, and the robust term of TRADES. The released FLSS code reduces by 'mean', which divides by
+    K once more: with more classes the same weight counts for less.
     """
-    sampled = functional.log_softmax(sampled_logits, dim=1)
-    return functional.kl_div(sampled, functional.softmax(mean_logits, dim=1), reduction="none").mean()
+    log_p, log_q = functional.log_softmax(p_logits, dim=1), functional.log_softmax(q_logits, dim=1)
+    # With probabilities instead of log_p the gradient is NaN where one of them underflows to 0.
+    return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def soft_vote_margin(sampled_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Return the soft vote share of the true class less the largest other one, in [-1, 1], for each image (B,).
+
+    A sample's vote, all or nothing at the arg-max, is softened to softmax(logits / temperature), so that the share has
+    a gradient; at temperature 0 it is the share that the rejection compares with its threshold.
+
+    Args:
+        sampled_logits: (N, B, K), N samples an image.
+        labels: (B,) int64, the true classes.
+        temperature: above 0.
+    """
+    shares = functional.softmax(sampled_logits / temperature, dim=-1).mean(dim=0)  # (B, K)
+    own = shares.gather(1, labels[:, None]).squeeze(1)
+    others = shares.scatter(1, labels[:, None], -1.0)
+    return own - others.max(dim=1).values

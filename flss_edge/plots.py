@@ -1,4 +1,7 @@
-"""Pictures of a benchmark's JSON: `python -m flss_edge.plots result.json -o result.svg` (extra `plot`)."""
+"""Pictures of what flss-edge wrote: `python -m flss_edge.plots FILE -o PICTURE` (extra `plot`).
+
+FILE is the JSON of `flss-edge bench`, or the log.jsonl of a training run (flss_edge/training_plot.py).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flss_runtime.atomic import atomic_write
-from flss_runtime.errors import DataError, FLSSError, UsageError
+from flss_edge.picture import COLOURS, drawn
+from flss_edge.training_log import read_log
+from flss_edge.training_plot import plot_training
+from flss_runtime.errors import DataError, FLSSError
 from flss_runtime.latency import QUANTILE_GRID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = ("png", "svg", "pdf")
-# Okabe and Ito: told apart by colour-blind readers too.
-_COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _STAGE_COLOURS = {
     "preprocess": "#56b4e9",
     "network": "#4d4d4d",
@@ -44,23 +46,12 @@ def plot_benchmark(result: Mapping[str, Any], target: Path, *, overwrite: bool =
         UsageError: unknown suffix, or matplotlib is absent.
         OutputError: the file exists or cannot be written.
     """
-    kind = target.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"cannot draw a {target.suffix or 'file without suffix'}", f"end it in .{', .'.join(FORMATS)}")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f"matplotlib cannot be imported ({error})", "pip install 'flss-edge[plot]'") from error
-    figure = Figure(figsize=(14.5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 0.9, 1.3))
-    _draw_distribution(left, result["results"]["arms"])
-    _draw_overhead(middle, result["results"])
-    _draw_stages(right, result["results"]["stages_ms"] or {})
-    figure.suptitle(_title(result), fontsize=10)
-    with atomic_write(target, overwrite=overwrite) as temporary:
-        figure.savefig(temporary, format=kind, dpi=140)
+    with drawn(target, (14.5, 5), overwrite=overwrite) as figure:
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 0.9, 1.3))
+        _draw_distribution(left, result["results"]["arms"])
+        _draw_overhead(middle, result["results"])
+        _draw_stages(right, result["results"]["stages_ms"] or {})
+        figure.suptitle(_title(result), fontsize=10)
 
 
 def _title(result: Mapping[str, Any]) -> str:
@@ -74,7 +65,7 @@ def _title(result: Mapping[str, Any]) -> str:
 
 def _draw_distribution(axes: Axes, arms: list[Mapping[str, Any]]) -> None:
     """Draw the share of frames slower than x on a log scale: the tail is what a robot's deadline meets."""
-    for arm, colour in zip(arms, _COLOURS, strict=False):
+    for arm, colour in zip(arms, COLOURS, strict=False):
         slower = 1 - np.asarray(QUANTILE_GRID) / 100
         # A share below one frame in n is not measured: the curve ends there.
         shown = slower >= 1 / max(arm["n"], 1)
@@ -94,7 +85,7 @@ def _draw_overhead(axes: Axes, results: Mapping[str, Any]) -> None:
     medians = {arm["name"]: np.ravel(arm["block_medians_ms"]) for arm in results["arms"]}
     scatter = np.random.default_rng(0)
     for place, row in enumerate(results["overhead"]):
-        colour = _COLOURS[(place + 1) % len(_COLOURS)]
+        colour = COLOURS[(place + 1) % len(COLOURS)]
         percent = (medians[row["arm"]] / medians[row["baseline"]] - 1) * 100
         axes.scatter(place + scatter.uniform(-0.18, 0.18, percent.size), percent, s=10, color=colour, alpha=0.35, lw=0)
         low, high = row["interval"] or (row["ratio"], row["ratio"])
@@ -103,7 +94,7 @@ def _draw_overhead(axes: Axes, results: Mapping[str, Any]) -> None:
         axes.annotate(
             f"{row['percent']:+.2f} %", (place, row["percent"]), (12, 0), textcoords="offset points", va="center"
         )
-    axes.axhline(0, color=_COLOURS[0], lw=1)
+    axes.axhline(0, color=COLOURS[0], lw=1)
     axes.set_xticks(range(len(results["overhead"])), [row["arm"] for row in results["overhead"]])
     axes.set_xlim(-0.5, len(results["overhead"]) - 0.3)
     axes.set_ylabel("overhead over the deterministic network, %")
@@ -141,15 +132,19 @@ def _draw_stages(axes: Axes, stages: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw the picture of one result file."""
+    """Draw the picture of one result: the JSON of a benchmark, or the log.jsonl of a training run."""
     parser = argparse.ArgumentParser(prog="python -m flss_edge.plots", description=main.__doc__)
-    parser.add_argument("result", type=Path, help="JSON written by flss-edge bench")
-    parser.add_argument("-o", "--output", type=Path, help="picture to write (default: beside the JSON, .png)")
+    parser.add_argument("result", type=Path, help="JSON written by flss-edge bench, or log.jsonl of flss-edge train")
+    parser.add_argument("-o", "--output", type=Path, help="picture to write (default: beside the file, .png)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing picture")
     options = parser.parse_args(arguments)
+    target = options.output or options.result.with_suffix(".png")
     try:
-        target = options.output or options.result.with_suffix(".png")
-        plot_benchmark(_read(options.result), target, overwrite=options.overwrite)
+        if options.result.suffix == ".jsonl":
+            title = options.result.resolve().parent.name
+            plot_training(read_log(options.result), target, title=title, overwrite=options.overwrite)
+        else:
+            plot_benchmark(_read(options.result), target, overwrite=options.overwrite)
     except FLSSError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,15 +1,84 @@
-"""The folder of a training run after a kill: brought back to the moment of its saved state."""
+"""The folder of a training run: one run at a time, and after a kill back to the moment of its saved state."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flss_edge.checkpoint import load_checkpoint
 from flss_runtime.atomic import atomic_write
-from flss_runtime.errors import CheckpointError
+from flss_runtime.errors import CheckpointError, OutputError
 
-RUN_FILES = ("state.pt", "log.jsonl", "best.pt", "last.pt")
+RUN_FILES = ("state.pt", "log.jsonl", "best.pt", "last.pt", "curves.png")
+TENSORBOARD = "tensorboard"  # folder of TensorBoard's event files
+
+
+@contextmanager
+def occupied(folder: Path, overwrite: bool = False) -> Iterator[None]:
+    """Make the folder of a run and keep every other run out of it within the block; a kill lets go of it too.
+
+    Args:
+        folder: of the run; its parents are made as well.
+        overwrite: delete what an earlier run left there. Other people's files are never touched.
+
+    Raises:
+        OutputError: another run is in the block, the folder belongs to something else, or it cannot be written.
+    """
+    with _readable_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        with _readable_errors(folder):
+            _claim(folder, overwrite)
+        yield
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    files, events = [*(folder / name for name in RUN_FILES), *abandoned_files(folder)], _event_files(folder)
+    ours = {*files, *(file.parent for file in events)}
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry not in ours)
+    if foreign and not (folder / "state.pt").exists():
+        raise OutputError(f"{folder} holds other files ({', '.join(foreign[:3])})", "choose another folder with -o")
+    for path in [*files, *events] if overwrite else ():
+        path.unlink(missing_ok=True)
+    if overwrite and events:
+        with suppress(OSError):  # somebody's file is in it
+            (folder / TENSORBOARD).rmdir()
+
+
+@contextmanager
+def _readable_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror}", "choose another folder with -o") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing releases it, and so does a kill
+            except BlockingIOError:
+                raise OutputError(
+                    f"another run is training in {folder}", "wait for it to end, or choose another folder with -o"
+                ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return [] if (folder / TENSORBOARD).is_symlink() else list((folder / TENSORBOARD).glob("events.out.tfevents.*"))
 
 
 def abandoned_files(folder: Path) -> list[Path]:
@@ -17,8 +86,11 @@ def abandoned_files(folder: Path) -> list[Path]:
     return [path for name in RUN_FILES for path in folder.glob(f".tmp-*-{name}")]
 
 
-def tidy(folder: Path, step: int) -> None:
-    """Drop half-written files, and log records later than mini-batch `step`: the resumed run writes them again."""
+def tidy(folder: Path, step: int, evaluated: int) -> None:
+    """Drop half-written files, and log records later than mini-batch `step` or epoch `evaluated`.
+
+    The resumed run writes them again.
+    """
     for abandoned in abandoned_files(folder):
         abandoned.unlink(missing_ok=True)
     path = folder / "log.jsonl"
@@ -27,7 +99,8 @@ def tidy(folder: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            if record["step"] <= step and record.get("epoch", 0) <= evaluated:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue  # the line that a kill cut short

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flss_edge.cli.options import OverwriteOption, ThreadsOption, require_training
-from flss_edge.cli.output import progress, say
-from flss_runtime.errors import EngineUnavailable, OutputError, UsageError
+from flss_edge.cli.options import FormatOption, OverwriteOption, ThreadsOption, require_training
+from flss_edge.cli.output import emit, say
+from flss_edge.cli.tensorboard import ScalarWriter, require_tensorboard
+from flss_edge.cli.training_progress import RunProgress, training_display
+from flss_edge.cli.training_session import StopSignal, entered_by_first, readable_torch_errors
+from flss_edge.cli.training_setup import (
+    blocks_of,
+    configured,
+    description,
+    load_training_data,
+    model_config,
+    resolved_device,
+    resolved_precision,
+)
+from flss_edge.training_log import read_log
+from flss_runtime.errors import FLSSError, UsageError
 
 if TYPE_CHECKING:
-    from flss_edge.data import ImageSet
-    from flss_edge.recipes import TrainConfig
-    from flss_edge.trainer import TrainingData
+    from flss_edge.trainer import Trainer
 
-_LARGEST_CIFAR_STEM = 64  # pixels a side; larger images get the stem that halves them twice
+# Listed here because importing the recipes imports torch; a test compares the two.
+RECIPE_NAMES = (
+    *("official", "paper", "plus", "standard", "pgd-at", "at-awp", "trades", "trades-awp", "ccat", "rs", "rs-trades"),
+    "pni",
+)
 
 
 def train(
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option("--data", help="Labelled images: .npz, CIFAR in torchvision's layout, or one folder a class."),
-    ],
+    ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the run; an unfinished run in it is continued.")
     ] = Path("runs/flss"),
-    recipe: Annotated[str, typer.Option("--recipe", help="Training configuration to start from.")] = "official",
+    recipe: Annotated[str, typer.Option("--recipe", help=f"What to train: {', '.join(RECIPE_NAMES)}.")] = "official",
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Passes over the data; by default the recipe's.")
     ] = None,
@@ -38,9 +50,15 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed; by default the recipe's.")] = None,
-    width: Annotated[int, typer.Option("--width", help="Channels of the first stage; 64 is the paper's.")] = 64,
+    width: Annotated[
+        int | None, typer.Option("--width", help="Channels of the first stage; by default the recipe's, mostly 64.")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option("--blocks", help="Residual blocks of each stage, such as 2,2,2,2 for ResNet-18.")
+    ] = None,
+    activation: Annotated[str | None, typer.Option("--activation", help="relu or silu.")] = None,
     latent_dim: Annotated[
-        int | None, typer.Option("--latent-dim", help="Size of the latent space; by default 8 * width.")
+        int | None, typer.Option("--latent-dim", help="Size of the latent space; by default the last stage's channels.")
     ] = None,
     hidden: Annotated[
         list[int] | None, typer.Option("--hidden", help="Width of a hidden layer of the head; repeatable.")
@@ -54,118 +72,126 @@ def train(
     validation_per_class: Annotated[
         int | None, typer.Option("--validation-per-class", min=2, help="Training images a class to hold out.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, cuda:1 …; auto is cuda where torch sees a GPU.")
+    ] = "auto",
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, tf32 or bf16; by default bf16 on a GPU, fp32 on a CPU.")
+    ] = None,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", min=1, help="Parts of a mini-batch, one after the other, to save memory.")
+    ] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile the network with torch.compile.")
+    ] = False,
     threads: ThreadsOption = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's scalars into the run's folder as well.")
+    ] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the recipe with every setting, and train nothing.")
+    ] = False,
+    form: FormatOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Train a classifier that may decline to answer.
+    """Train a classifier that may decline to answer, or one to compare it with.
 
-    Prints the path of the selected checkpoint. A run that was stopped, by Ctrl-C or a power cut, continues when the
-    same command is given again; with --overwrite it starts anew.
+    Prints the path of the selected checkpoint. A run that was stopped, by Ctrl-C, SIGTERM or a power cut, continues
+    when the same command is given again; with --overwrite it starts anew. docs/training.md says more.
     """
     require_training("train")
     import torch
 
-    from flss_edge.model import ModelConfig
-    from flss_edge.recipes import recipe_named
+    from flss_edge.hardware import Hardware
+    from flss_edge.parallel import join
+    from flss_edge.run_folder import occupied
     from flss_edge.trainer import Trainer
 
-    config = _configure(recipe_named(recipe), epochs, seed, settings or [])
-    _check_device(device)
+    chosen = configured(recipe, epochs, seed, settings or [])
+    shape = {"width": width, "blocks": blocks_of(blocks), "activation": activation, "latent_dim": latent_dim}
+    given = {**shape, "hidden": tuple(hidden) if hidden else None, "stem": stem}
+    network = {**chosen.network, **{name: value for name, value in given.items() if value is not None}}
+    if show_config:
+        emit(description(chosen, network), form, None)
+        return
+    if data is None:
+        raise UsageError("--data is missing", "give --data with an .npz, a CIFAR folder or a folder of pictures")
+    if tensorboard:
+        require_tensorboard()
+    device = resolved_device(device)
+    precision = resolved_precision(precision, device)
     if threads is not None:
         torch.set_num_threads(threads)
-    images = _load(data, image_size, validation_per_class)
-    size = images.fit.images.shape[1]
-    model_config = ModelConfig(
-        num_classes=len(images.fit.class_names),
-        width=width,
-        latent_dim=latent_dim,
-        hidden=tuple(hidden or ()),
-        stem=stem or ("cifar" if size <= _LARGEST_CIFAR_STEM else "imagenet"),
-        image_size=size,
-    )
-    _prepare_folder(output, overwrite)
-    trainer = Trainer(config, model_config, images, output, device=device)
-    if trainer.resume():
-        say(f"continuing {output} after step {trainer.step} of {trainer.total_steps}")
-    with progress() as report:
-        best = trainer.run(_reporter(report, trainer.step))
-    say(f"selected epoch {trainer.best['epoch']}: PGD accuracy {trainer.best['selection_pgd_accuracy']:.1%}")
-    print(best)
+    with readable_torch_errors():
+        images = load_training_data(data, image_size, validation_per_class)
+        config = model_config(network, images)
+        with join(device) as (processes, own_device):
+            hardware = Hardware(own_device, precision, processes, accumulate, compiled)
+            with entered_by_first(occupied(output, overwrite), processes):
+                trainer = Trainer(chosen, config, images, output, hardware=hardware)
+                best = _run(trainer, tensorboard)
+                if processes.first:
+                    print(best)
 
 
-def _configure(config: TrainConfig, epochs: int | None, seed: int | None, settings: list[str]) -> TrainConfig:
-    config = config.with_settings(settings)
-    return replace(
-        config,
-        epochs=config.epochs if epochs is None else epochs,
-        seed=config.seed if seed is None else seed,
-    )
+def _run(trainer: Trainer, tensorboard: bool) -> Path:
+    """Train from where the run stands, and return the selected checkpoint; only the first process says anything."""
+    from flss_edge.trainer import Stopped
+
+    resumed, hardware = trainer.resume(), trainer.hardware
+    if not hardware.processes.first:
+        with StopSignal(announce=False) as stop:
+            try:
+                return trainer.run(stop=lambda: bool(stop))
+            except Stopped:
+                raise SystemExit(stop.exit_code) from None
+    place = f"{hardware.device} in {hardware.precision}" + (f", {hardware.parts} parts" if hardware.parts > 1 else "")
+    where = f"after step {trainer.step:,} of {trainer.total_steps:,}" if resumed else f"{trainer.total_steps:,} steps"
+    say(f"{'continuing' if resumed else 'training'} {trainer.config.recipe} in {trainer.folder} on {place}: {where}")
+    try:
+        with StopSignal() as stop:
+            best = _shown(trainer, stop, tensorboard)
+    except Stopped:
+        say(f"saved after step {trainer.step:,} of {trainer.total_steps:,}; the same command continues")
+        _draw_curves(trainer.folder)
+        raise SystemExit(stop.exit_code) from None
+    chosen = trainer.best
+    accuracies = f"clean {chosen['selection_accuracy']:.1%}, PGD {chosen['selection_pgd_accuracy']:.1%}"
+    say(f"selected epoch {chosen['epoch']}: {accuracies} on {len(trainer.data.selection):,} images")
+    _draw_curves(trainer.folder)
+    return best
 
 
-def _check_device(name: str) -> None:
-    import torch
+def _shown(trainer: Trainer, stop: StopSignal, tensorboard: bool) -> Path:
+    """Train with the progress on stderr and, if wanted, in TensorBoard."""
+    from flss_edge.run_folder import TENSORBOARD
+
+    log = trainer.folder / "log.jsonl"
+    records = read_log(log) if log.exists() and log.stat().st_size else []
+    progress = RunProgress(lambda: trainer.step, trainer.total_steps, trainer.config.epochs, list(records))
+    writer = ScalarWriter(trainer.folder / TENSORBOARD, trainer.step, records) if tensorboard else None
+
+    def report(record: dict[str, Any]) -> None:
+        display.record(record)
+        if writer is not None:
+            writer(record)
+
+    def asked() -> bool:
+        display.tick()
+        return bool(stop)
 
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"there is no device {name!r}", "choose cpu, cuda or cuda:INDEX") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {name!r} is not supported", "choose cpu, cuda or cuda:INDEX")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        seen = torch.cuda.device_count() or "no"
-        raise EngineUnavailable(f"device {name} was asked for, but torch sees {seen} GPU", "train with --device cpu")
+        with training_display(progress) as display:
+            return trainer.run(report, asked)
+    finally:
+        if writer is not None:
+            writer.close()
 
 
-def _load(data: Path, image_size: int | None, validation_per_class: int | None) -> TrainingData:
-    from flss_edge.data import load_images
-    from flss_edge.trainer import TrainingData
-    from flss_runtime.images import InputSpec
+def _draw_curves(folder: Path) -> None:
+    from flss_edge.training_plot import plot_training
 
-    spec = None if image_size is None else InputSpec(image_size, image_size)
-
-    def part(split: str) -> ImageSet:
-        return load_images(data, split, spec=spec, validation_per_class=validation_per_class)
-
-    fit = part("fit")
-    height, width = fit.images.shape[1:3]
-    if image_size is not None and (height, width) != (image_size, image_size):
-        raise UsageError(
-            f"--image-size is {image_size}, but the images in {data} are {height}x{width}; only folders are resized",
-            "drop --image-size, or give a folder of pictures per class",
-        )
-    return TrainingData(fit, part("selection"), validation_per_class)
-
-
-def _prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Make the folder of a run, or clear a run that is to start anew; other people's files are never touched."""
-    from flss_edge.run_folder import RUN_FILES, abandoned_files
-
-    ours = {*(folder / name for name in RUN_FILES), *abandoned_files(folder)}
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry not in ours) if folder.is_dir() else []
-    if foreign and not (folder / "state.pt").exists():
-        raise OutputError(f"{folder} holds other files ({', '.join(foreign[:3])})", "choose another folder with -o")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in ours if overwrite else ():
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}", "choose another folder with -o") from error
-
-
-def _reporter(report: Callable[[str, float], None], first_step: int) -> Callable[[dict[str, Any]], None]:
-    """Return what turns log records into a progress line with the time left, and a lasting line an epoch."""
-    started = time.monotonic()
-
-    def show(record: dict[str, Any]) -> None:
-        if record["event"] == "epoch":
-            say(
-                f"epoch {record['epoch']}: accuracy {record['selection_accuracy']:.1%}, "
-                f"PGD {record['selection_pgd_accuracy']:.1%} (best epoch {record['best_epoch']})"
-            )
-            return
-        step, total = record["step"], record["total_steps"]
-        left = (time.monotonic() - started) / max(1, step - first_step) * (total - step)
-        report(f"step {step} of {total}, {record['images_per_s']:.0f} images/s, {left / 60:.0f} min left", step / total)
-
-    return show
+        plot_training(read_log(folder / "log.jsonl"), folder / "curves.png", title=folder.name)
+    except FLSSError as error:
+        say(f"no {folder / 'curves.png'}: {error.problem}; {error.fix}")
