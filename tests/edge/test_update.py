@@ -3,126 +3,100 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flss_edge import batch_norm
 from flss_edge.awp import perturbable, perturbed_weights
+from flss_edge.minibatch import Draws, Minibatch
 from flss_edge.model import FLSS, ModelConfig
-from flss_edge.recipes import TrainConfig
-from flss_edge.update import Update, bn_momentum
-
-CONFIG = replace(TrainConfig(), batch_size=8, attack_steps=3)
-
-
-def noisy_logits(model: FLSS, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """One full forward pass, as the released code makes one for every sample it needs."""
-    mean, logvar = model.encoder(images)
-    return model.head(mean + (0.5 * logvar).exp() * noise), mean, logvar
+from flss_edge.recipes import recipe_named
+from flss_edge.recipes.config import Recipe
+from flss_edge.update import Update
 
 
-def literal_first_loss(
-    model: FLSS, clean: Tensor, perturbed: Tensor, labels: Tensor, noise: Tensor, fresh: Tensor, w2: float, size: int
-) -> Tensor:
-    _, mu_c, lv_c = noisy_logits(model, clean, noise)
-    logits, mu_a, lv_a = noisy_logits(model, perturbed, noise)
-    kl1 = 0.01 * (-0.5 * (1 + lv_c - mu_c**2 - lv_c.exp())).sum() / size
-    kl2 = w2 * (-0.5 * (1 + lv_a - lv_c - ((mu_c - mu_a) ** 2 + lv_a.exp()) / lv_c.exp())).sum() / size
-    sampled = functional.log_softmax(noisy_logits(model, perturbed, fresh)[0], dim=1)
-    target = functional.softmax(noisy_logits(model, perturbed, 0.0)[0], dim=1)
-    kl3 = 0.1 * (target * (target.log() - sampled)).mean()
-    return functional.cross_entropy(logits, labels) + kl1 + kl2 + kl3
+def load_benchmark(name: str) -> Any:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def literal_update(
-    model: FLSS, optimizer: torch.optim.SGD, clean: Tensor, labels: Tensor, awp: bool, w2: float, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
+literal_update = load_benchmark("literal_update").literal_update
 
-    def draw() -> Tensor:
-        return torch.randn(len(clean), model.config.features, generator=generator, dtype=clean.dtype)
 
-    epsilon, step = CONFIG.epsilon, CONFIG.attack_step_size
-    noise = draw()
-    model.eval()
-    start = torch.empty_like(clean).uniform_(-epsilon, epsilon, generator=generator)
-    perturbed = (clean + start).clamp(0, 1)
-    for _ in range(CONFIG.attack_steps):
-        perturbed = perturbed.detach().requires_grad_(True)
-        functional.cross_entropy(noisy_logits(model, perturbed, noise)[0], labels).backward()
-        moved = perturbed.detach() + step * perturbed.grad.sign()  # type: ignore[union-attr]
-        perturbed = torch.min(torch.max(moved, clean - epsilon), clean + epsilon).clamp(0, 1)
-    perturbed = perturbed.detach()
-    model.train()
-    deltas = {}
-    if awp:
-        proxy = copy.deepcopy(model).train()
-        ascent = torch.optim.SGD(proxy.parameters(), lr=0.1)
-        ascent.zero_grad()
-        (-literal_first_loss(proxy, clean, perturbed, labels, noise, draw(), w2, CONFIG.batch_size)).backward()
-        ascent.step()
-        for (name, weight), (_, moved) in zip(model.named_parameters(), proxy.named_parameters(), strict=True):
-            if weight.dim() > 1 and "weight" in name:
-                difference = moved.detach() - weight.detach()
-                deltas[name] = 0.005 * weight.detach().norm() / (difference.norm() + 1e-20) * difference
-                weight.data += deltas[name]
-    optimizer.zero_grad()
-    literal_first_loss(model, clean, perturbed, labels, noise, draw(), w2, len(clean)).backward()
-    optimizer.step()
-    for name, weight in model.named_parameters():
-        if name in deltas:
-            weight.data -= deltas[name]
-    optimizer.zero_grad()
-    noise = draw()
-    logits, mean, logvar = noisy_logits(model, clean, noise)
-    kl1 = 0.01 * (-0.5 * (1 + logvar - mean**2 - logvar.exp())).sum() / CONFIG.batch_size
-    target = functional.softmax(noisy_logits(model, clean, 0.0)[0], dim=1)
-    kl4 = (target * (target.log() - functional.log_softmax(logits, dim=1))).mean()
-    (functional.cross_entropy(logits, labels) + kl1 + kl4).backward()
-    optimizer.step()
+def official(**settings: Any) -> Recipe:
+    recipe = recipe_named("official")
+    return replace(recipe, config=replace(recipe.config, **settings))
+
+
+def minibatch(size: int, step: int, progress: float, nominal: int, classes: int = 4) -> Minibatch:
+    """A whole mini-batch of random images in float64."""
+    data = torch.Generator().manual_seed(step)
+    images = torch.rand(size, 3, 32, 32, generator=data, dtype=torch.float64)
+    labels = torch.randint(0, classes, (size,), generator=data)
+    draws = Draws(7, step, size, slice(0, size), torch.device("cpu"), torch.float64)
+    return Minibatch(images, labels, draws, progress, nominal=nominal)
+
+
+def sgd(model: FLSS) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.85, weight_decay=5e-4)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.06, 0.5], ids=["warming", "before awp", "awp"])
-def test_shared_encoder_passes_equal_the_literal_procedure(progress: float) -> None:
+def test_the_fast_update_equals_the_literal_procedure(progress: float) -> None:
+    """Losses, gradients, weights and running statistics over four mini-batches, the last one incomplete."""
     torch.manual_seed(0)
+    recipe = official(batch_size=8, attack_steps=3)
     ours = FLSS(ModelConfig(num_classes=4, width=4)).double()
     literal = copy.deepcopy(ours)
-    settings = {"lr": 0.05, "momentum": 0.85, "weight_decay": 5e-4}
-    optimizer_a = torch.optim.SGD(ours.parameters(), **settings)
-    optimizer_b = torch.optim.SGD(literal.parameters(), **settings)
-    data = torch.Generator().manual_seed(5)
-    for batch, size in enumerate((8, 8, 5)):  # the last one incomplete: its divisors differ
-        clean = torch.rand(size, 3, 32, 32, generator=data, dtype=torch.float64)
-        labels = torch.randint(0, 4, (size,), generator=data)
-        update = Update(ours, optimizer_a, CONFIG, torch.Generator().manual_seed(100 + batch))
-        update(clean, labels, progress)
-        w2 = 0.01 if progress < 5 / 120 else 1.0
-        literal_update(literal, optimizer_b, clean, labels, progress >= 9 / 120, w2, 100 + batch)
+    optimizer_a, optimizer_b = sgd(ours), sgd(literal)
+    update = Update(ours, optimizer_a, recipe)
+    for step, size in enumerate((8, 8, 8, 5)):  # the last one's divisors differ
+        batch = minibatch(size, step, progress, nominal=8)
+        terms = update([batch])
+        expected = literal_update(
+            literal, optimizer_b, batch.images, batch.labels, batch.draws, recipe.config, progress
+        )
+        for name, value in expected.items():
+            assert float(terms[name]) == pytest.approx(value, abs=1e-9), name
+        for (name, a), b in zip(ours.named_parameters(), literal.parameters(), strict=True):
+            assert a.grad is not None and b.grad is not None  # those of the second update
+            torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
     for (name, a), b in zip(ours.state_dict().items(), literal.state_dict().values(), strict=True):
         if "num_batches_tracked" not in name:  # counts calls; batch norm with a fixed momentum never reads it
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_awp_leaves_running_statistics_and_weights_as_they_were() -> None:
+def test_weights_move_by_gamma_of_their_norm_along_the_gradient_and_back() -> None:
     torch.manual_seed(1)
     model = FLSS(ModelConfig(num_classes=3, width=4)).double().train()
     images, labels = torch.rand(6, 3, 32, 32, dtype=torch.float64), torch.randint(0, 3, (6,))
-    noise = torch.randn(6, model.config.features, dtype=torch.float64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
     def loss() -> Tensor:
-        with bn_momentum(model, 0.0):
-            return functional.cross_entropy(noisy_logits(model, images, noise)[0], labels)
+        return functional.cross_entropy(model(images), labels)
 
-    unperturbed = float(loss().detach())
-    with perturbed_weights(model, loss, gamma=0.01):
-        for name, weight in perturbable(model).items():
-            moved = float((weight.detach() - before[name]).norm() / before[name].norm())
-            assert moved == pytest.approx(0.01, rel=1e-6), name
-        assert float(loss().detach()) > unperturbed
+    weights = perturbable(model)
+    del weights["encoder.logvar.weight"]  # the mean path does not use it
+    with batch_norm.kept(model):
+        unperturbed = loss()
+        gradients = torch.autograd.grad(unperturbed, list(weights.values()))
+    with perturbed_weights(list(weights.values()), gradients, gamma=0.01), batch_norm.kept(model):
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            moved = weight.detach() - before[name]
+            assert float(moved.norm() / before[name].norm()) == pytest.approx(0.01, rel=1e-6), name
+            assert float(functional.cosine_similarity(moved.flatten(), gradient.flatten(), dim=0)) > 1 - 1e-9
+        assert float(loss().detach()) > float(unperturbed.detach())
     for name, value in model.state_dict().items():
         if "num_batches_tracked" not in name:
             torch.testing.assert_close(value, before[name], rtol=0, atol=1e-14)
