@@ -33,7 +33,8 @@ class Loader:
     def order(self, epoch: int) -> tuple[Tensor, ...]:
         """Return the indices of the images of each mini-batch; the last, incomplete one is kept."""
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, epoch, "order"))
-        return torch.randperm(len(self.labels), generator=generator).to(self.device).split(self.config.batch_size)
+        order = torch.randperm(len(self.labels), generator=generator).to(self.device)
+        return torch.split(order, self.config.batch_size)
 
     def parts(self, index: Tensor, step: int) -> list[Minibatch]:
         """Return this process's parts of the mini-batch of the images at `index`, augmented.
