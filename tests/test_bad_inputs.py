@@ -370,6 +370,14 @@ USAGE = [
     Case("no epochs", 2, "at least 1", train("--epochs", "0")),
     Case("unknown device", 2, "choose cpu", train("--device", "gpu")),
     Case("unknown stem", 2, "cifar, imagenet", train("--stem", "vgg")),
+    Case("unknown activation", 2, "relu, silu", train("--activation", "gelu")),
+    Case("unknown precision", 2, "fp32, tf32, bf16", train("--precision", "int8")),
+    Case("tf32 without a GPU", 2, "precision of GPUs", train("--precision", "tf32", "--device", "cpu")),
+    Case("blocks that are no numbers", 2, "2,2,2,2", train("--blocks", "two")),
+    Case("parts too small to normalise", 2, "smaller --accumulate", train("--accumulate", 32)),
+    Case("latent space of a plain classifier", 2, "Leave out", train("--recipe", "trades", "--latent-dim", 8)),
+    Case("setting of another recipe", 2, "key=value", train("--recipe", "trades", "--set", "view_weight=1")),
+    Case("no data to train on", 2, "give --data", lambda w: ["train"]),
 ]
 PICTURES = [
     Case("missing picture", 7, "correct the path", picture(lambda w: None)),

@@ -68,7 +68,8 @@ def readable_torch_errors() -> Iterator[None]:
     """Turn what torch raises where a machine is too small, or cannot compile, into an error with a remedy.
 
     Raises:
-        EngineUnavailable: the memory of the device, or of the computer, is too small, or --compile does not work.
+        EngineUnavailable: the memory of the device, or of the computer, is too small, --compile does not work, or
+            another process ended.
     """
     import torch
 
@@ -79,6 +80,11 @@ def readable_torch_errors() -> Iterator[None]:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise EngineUnavailable(
                 f"torch.compile does not work here ({reason})", "install a C++ compiler, or leave out --compile"
+            ) from error
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
+            raise EngineUnavailable(
+                f"another process of this training is gone ({reason})",
+                "read what that one said; where it was no mistake, the same command continues the run",
             ) from error
         lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not lacking and not any(words in str(error).lower() for words in _NO_MEMORY):
