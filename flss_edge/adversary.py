@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 Objective = Callable[[Tensor], Tensor]
@@ -31,6 +32,22 @@ def pgd(objective: Objective, images: Tensor, start: Tensor, *, epsilon: float, 
         gradient = input_gradient(objective, perturbed)
         perturbed = torch.clamp(perturbed + step_size * gradient.sign(), lower, upper)
     return perturbed
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Let no weight of the network want a gradient within the block.
+
+    Autograd leaves out what nobody asked for; a compiled backward pass computes it all, unless it is frozen.
+    """
+    thawed = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
 
 
 def input_gradient(objective: Objective, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
 from flss_edge.model import Network
 
@@ -20,13 +21,15 @@ class MovingAverage:
         """Begin at the network as it is."""
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
+        self._averages = _numbers(self.network)
 
     @torch.no_grad()
     def follow(self, network: Network, count: int) -> None:
         """Move towards the network, which has made `count` mini-batches before this one."""
         decay = min(self.decay, (1 + count) / (10 + count))
-        for average, current in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
-            else:
-                average.copy_(current)
+        torch._foreach_lerp_(self._averages, _numbers(network), 1 - decay)  # one launch for a hundred tensors
+
+
+def _numbers(network: Network) -> list[Tensor]:
+    """Return all weights and running statistics, in order; batch norm's counters of calls are left out."""
+    return [tensor.detach() for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flss_edge.parallel import Processes
 
+SECOND = "second_norms"  # name of the second set in a network, and of its tensors
 MOMENTUM = 0.1  # PyTorch's default, which every recipe here was published with
 
 
@@ -76,19 +77,14 @@ class Averaged:
 
 def add_second(network: nn.Module) -> None:
     """Give the network a second set of batch norms, trained along and used within `second`; never exported."""
-    network.second_norms = nn.ModuleList(copy.deepcopy(norm) for _, _, norm in _places(network))
-
-
-def has_second(network: nn.Module) -> bool:
-    """Return whether `add_second` was called."""
-    return hasattr(network, "second_norms")
+    network.add_module(SECOND, nn.ModuleList(copy.deepcopy(norm) for _, _, norm in _places(network)))
 
 
 @contextmanager
 def second(network: nn.Module) -> Iterator[None]:
     """Let the second set of batch norms stand in for the first within the block."""
     places = _places(network)
-    norms = network.get_submodule("second_norms")
+    norms = network.get_submodule(SECOND)
     for (parent, name, _), norm in zip(places, norms.children(), strict=True):
         setattr(parent, name, norm)
     try:
@@ -102,7 +98,7 @@ def _places(network: nn.Module) -> list[tuple[nn.Module, str, nn.BatchNorm2d]]:
     return [
         (parent, name, child)
         for path, parent in network.named_modules()
-        if path.partition(".")[0] != "second_norms"
+        if path.partition(".")[0] != SECOND
         for name, child in parent.named_children()
         if isinstance(child, nn.BatchNorm2d)
     ]

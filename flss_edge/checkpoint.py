@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flss_edge.batch_norm import SECOND
 from flss_edge.model import FLSS, ModelConfig, Network, build_network
 from flss_runtime.atomic import atomic_write
 from flss_runtime.errors import CheckpointError, FLSSError
@@ -75,7 +76,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, overwrite: bool = Tru
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in checkpoint.model.state_dict().items()
-        if not name.startswith("second_norms.")  # a help in training, no part of the network
+        if not name.startswith(f"{SECOND}.")  # a help in training, no part of the network
     }
     if path.suffix == ".safetensors":
         from safetensors.torch import save

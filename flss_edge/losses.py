@@ -6,6 +6,9 @@ by the nominal 128 even in an incomplete last batch, so the divisor is an argume
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,7 +20,7 @@ def kl_to_prior(mean: Tensor, logvar: Tensor, batch_size: float) -> Tensor:
 
 def kl_between(mean_p: Tensor, logvar_p: Tensor, mean_q: Tensor, logvar_q: Tensor, batch_size: float) -> Tensor:
     """Return KL(P || Q) of diagonal Gaussians, summed over (B, D) and divided by `batch_size` (paper Eq. 1, KL2)."""
-    spread = ((mean_q - mean_p).square() + logvar_p.exp()) / logvar_q.exp()
+    spread = (logvar_p - logvar_q).exp() + (mean_q - mean_p).square() * (-logvar_q).exp()
     return -0.5 * (1 + logvar_p - logvar_q - spread).sum() / batch_size
 
 
@@ -32,11 +35,12 @@ def kl_of_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
-def soft_vote_margin(sampled_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the soft vote share of the true class less the largest other one, in [-1, 1], for each image (B,).
+def vote_margin_loss(sampled_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Return -log((1 + m) / 2) for each image (B,), m in [-1, 1] the soft vote share of the true class less the next.
 
     A sample's vote, all or nothing at the arg-max, is softened to softmax(logits / temperature), so that the share has
-    a gradient; at temperature 0 it is the share that the rejection compares with its threshold.
+    a gradient; at temperature 0 it is the share that the rejection compares with its threshold. The loss is 0 where all
+    samples are sure of the true class, log 2 where two classes tie, and grows without bound where all are wrong.
 
     Args:
         sampled_logits: (N, B, K), N samples an image.
@@ -44,6 +48,8 @@ def soft_vote_margin(sampled_logits: Tensor, labels: Tensor, temperature: float)
         temperature: above 0.
     """
     shares = functional.softmax(sampled_logits / temperature, dim=-1).mean(dim=0)  # (B, K)
-    own = shares.gather(1, labels[:, None]).squeeze(1)
-    others = shares.scatter(1, labels[:, None], -1.0)
-    return own - others.max(dim=1).values
+    own = shares.gather(1, labels[:, None])
+    strongest = shares.scatter(1, labels[:, None], -1.0).argmax(dim=1, keepdim=True)
+    # 1 + m, with the 1 as the sum of all shares: adding small numbers keeps the gradient of hopeless images
+    twice = own.squeeze(1) + shares.scatter(1, strongest, 0.0).sum(dim=1)
+    return math.log(2) - twice.clamp(min=torch.finfo(twice.dtype).tiny).log()

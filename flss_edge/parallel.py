@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
 
 from flss_runtime.errors import UsageError
+
+MEASUREMENT = timedelta(hours=2)  # the others wait that long for the first one's measurement of an epoch
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,6 @@ def join(device: str) -> Iterator[tuple[Processes, str]]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield Processes(distributed.get_rank(), count), device
-    finally:
-        distributed.destroy_process_group()
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=MEASUREMENT)
+    yield Processes(distributed.get_rank(), count), device
+    distributed.destroy_process_group()  # not after an error: it could wait for processes that wait for this one

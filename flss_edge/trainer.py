@@ -74,7 +74,7 @@ class Trainer:
         # (weight gradient of the 1x1 stride-2 convolution, seen with glibc's malloc checks), so odd widths go without.
         layout = torch.contiguous_format if model_config.width % 8 else torch.channels_last
         network = build_network(model_config)
-        if getattr(self.config, "view_weight", 0):
+        if self.config.second_norms:
             batch_norm.add_second(network)
         self.network = network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         decay = self.config.ema_decay
@@ -82,7 +82,7 @@ class Trainer:
         for each in (self.network, *([self.average.network] if self.average else [])):
             backbone(each).autocast = torch.bfloat16 if self.hardware.precision == "bf16" else None
         if self.hardware.compile:
-            backbone(self.network).compile()
+            backbone(self.network).compile(dynamic=False)  # else an incomplete mini-batch makes all later ones slower
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.network, self.config.weight_decay),
             lr=0.0,
@@ -236,17 +236,20 @@ class Trainer:
                 raise Stopped
 
         network = self.average.network if self.average else self.network
-        clean = accuracy(network, self.data.selection, seed=self.config.seed + epoch, between_batches=between_batches)
-        robust = pgd_accuracy(
-            network,
-            self.data.selection,
-            epsilon=self.config.epsilon,
-            step_size=SELECTION_STEP_SIZE,
-            steps=self.config.selection_steps,
-            seed=self.config.seed + epoch,
-            between_batches=between_batches,
-        )
-        return {"selection_accuracy": clean, "selection_pgd_accuracy": robust}
+        settings: dict[str, Any] = {
+            "seed": self.config.seed + epoch,
+            "batch_size": -(-self.config.batch_size // self.hardware.parts),  # what fits in memory for the training
+            "between_batches": between_batches,
+        }
+        attack: dict[str, Any] = {
+            "epsilon": self.config.epsilon,
+            "step_size": SELECTION_STEP_SIZE,
+            "steps": self.config.selection_steps,
+        }
+        return {
+            "selection_accuracy": accuracy(network, self.data.selection, **settings),
+            "selection_pgd_accuracy": pgd_accuracy(network, self.data.selection, **attack, **settings),
+        }
 
     def _checkpoint(self, record: dict[str, Any]) -> Checkpoint:
         training = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flss_edge import batch_norm
+from flss_edge.adversary import frozen
 from flss_edge.awp import perturbable, perturbed_weights
 from flss_edge.minibatch import Minibatch
 from flss_edge.model import Network
@@ -40,7 +41,8 @@ class Update:
         recipe, network = self.recipe, self.network
         network.eval()
         if recipe.attack is not None:
-            parts = [recipe.attack(network, part, recipe.config) for part in parts]
+            with frozen(network):
+                parts = [recipe.attack(network, part, recipe.config) for part in parts]
         network.train()
         terms: dict[str, Tensor] = {}
         for index, loss in enumerate(recipe.losses):

@@ -25,8 +25,8 @@ def configured(name: str, epochs: int | None, seed: int | None, settings: list[s
     """Return the recipe of that name with what the user changed."""
     from flss_edge.recipes import recipe_named
 
-    recipe = recipe_named(name)
-    config = recipe.config.with_settings(settings)
+    recipe = recipe_named(name).with_settings(settings)
+    config = recipe.config
     config = replace(
         config,
         epochs=config.epochs if epochs is None else epochs,

@@ -92,7 +92,7 @@ def targets(labels: Tensor, distance: Tensor, num_classes: int, rho: float) -> T
         rho: power of the transition.
     """
     certainty = (1 - distance.clamp(max=1))[:, None] ** rho
-    true = functional.one_hot(labels, num_classes).to(distance.dtype)
+    true = distance.new_zeros(len(labels), num_classes).scatter(1, labels[:, None], 1.0)
     return certainty * true + (1 - certainty) / num_classes
 
 

@@ -93,8 +93,17 @@ class TrainConfig:
             )
         if self.ema_decay >= 1 or self.momentum >= 1:
             raise UsageError("ema_decay or momentum is 1 or more", "Give a decay below 1, for example 0.999.")
+        if self.nesterov and not self.momentum:
+            raise UsageError(
+                "nesterov needs a momentum, and momentum is 0", "Give a momentum, or --set nesterov=false."
+            )
         if self.seed >= MAX_SEED:
             raise UsageError(f"seed {self.seed} is out of range", f"Give a whole number below {MAX_SEED}.")
+
+    @property
+    def second_norms(self) -> bool:
+        """Whether the network needs a second set of batch norms while it trains (flss_edge/batch_norm.py)."""
+        return False
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -149,6 +158,19 @@ class Recipe:
     source: str
     attack: Attack | None = None
     network: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_settings(self, settings: list[str]) -> Recipe:
+        """Return the recipe with `key=value` texts applied, as `TrainConfig.with_settings`.
+
+        Raises:
+            UsageError: also for a setting of the attack where the recipe has none.
+        """
+        keys = [text.partition("=")[0] for text in settings]
+        if self.attack is None and (idle := [key for key in keys if key.startswith("attack_")]):
+            raise UsageError(
+                f"recipe {self.config.recipe} has no attack, so {idle[0]} would do nothing", "Leave it out."
+            )
+        return replace(self, config=self.config.with_settings(settings))
 
 
 def _parse(key: str, text: str, hint: Any) -> Any:

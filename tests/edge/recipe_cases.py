@@ -27,7 +27,7 @@ def network_for(found: Recipe, width: int = 4) -> Network:
     torch.manual_seed(0)
     fields = {**found.network, "width": width, "blocks": (1, 1), "num_classes": CLASSES, "image_size": 16}
     network = build_network(ModelConfig(**fields))
-    if getattr(found.config, "view_weight", 0):
+    if found.config.second_norms:
         batch_norm.add_second(network)
     return network.double()
 

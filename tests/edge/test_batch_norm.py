@@ -121,9 +121,7 @@ def test_the_second_norms_stand_in_within_the_block_only(kind: str) -> None:
     ]
     network = build_network(config).double().train()
     plain = copy.deepcopy(network)
-    assert not batch_norm.has_second(network)
     batch_norm.add_second(network)
-    assert batch_norm.has_second(network)
     assert main_names(network) == list(plain.state_dict())
     assert len(norms(network)) == 2 * len(norms(plain))
     main, spare = norms(plain), list(network.get_submodule("second_norms").children())
@@ -152,7 +150,7 @@ def test_the_second_norms_stand_in_within_the_block_only(kind: str) -> None:
 def trained(config: Recipe, steps: int = 2) -> FLSS:
     torch.manual_seed(0)
     model = FLSS(OFFICIAL_MODEL)
-    if config.config.view_weight:  # type: ignore[attr-defined]
+    if config.config.second_norms:
         batch_norm.add_second(model)
     update = Update(model, torch.optim.SGD(model.parameters(), lr=0.05), config)
     for step in range(steps):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from flss_edge import batch_norm
-from flss_edge.losses import kl_between, kl_of_logits, kl_to_prior, soft_vote_margin
+from flss_edge.checkpoint import load_checkpoint
+from flss_edge.losses import kl_between, kl_to_prior
 from flss_edge.minibatch import Draws, Minibatch
 from flss_edge.model import FLSS, ModelConfig, sample_latents
 from flss_edge.recipes import recipe_named
 from flss_edge.recipes.flss import FLSSConfig, adversarial_loss, attack, clean_loss
 from flss_edge.update import Update
+from flss_runtime.errors import UsageError
+
+from .small_runs import assert_same_tensors, official_run
 
 MODEL = ModelConfig(num_classes=4, width=4, image_size=16)
 PLAIN = FLSSConfig(attack_steps=2)
@@ -100,26 +106,6 @@ def test_the_radius_ascends_and_the_steps_with_it(model: FLSS, progress: float, 
     torch.testing.assert_close(distance, torch.full_like(distance, radius * 8 / 255), rtol=0, atol=1e-9)
 
 
-def test_soft_vote_margin_golden_values() -> None:
-    logits = torch.log(torch.tensor([[[0.7, 0.2, 0.1]], [[0.3, 0.6, 0.1]]], dtype=torch.float64))  # two samples
-    labels = torch.tensor([0])
-    assert float(soft_vote_margin(logits, labels, 1.0)) == pytest.approx((0.7 + 0.3) / 2 - (0.2 + 0.6) / 2)
-    # at a low temperature every sample votes for its arg-max alone: one vote each, and then two against none
-    assert float(soft_vote_margin(logits, labels, 0.01)) == pytest.approx(0.0, abs=1e-9)
-    both = torch.stack([logits[0], logits[0]])
-    assert float(soft_vote_margin(both, labels, 0.01)) == pytest.approx(1.0, abs=1e-9)
-    assert float(soft_vote_margin(both, torch.tensor([2]), 0.01)) == pytest.approx(-1.0, abs=1e-9)
-
-
-def test_gradients_of_the_new_terms_match_finite_differences() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([0, 2, 4])
-    assert torch.autograd.gradcheck(lambda x: soft_vote_margin(x, labels, 0.5), (logits,))
-    p, q = (torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(kl_of_logits, (p, q))
-
-
 def test_the_rejection_term_is_minus_log_of_the_margin_and_attacked(model: FLSS) -> None:
     config = replace(PLAIN, rejection_weight=0.7, rejection_samples=5, attack_steps=5)
     batch = attacked(model, config)
@@ -127,7 +113,9 @@ def test_the_rejection_term_is_minus_log_of_the_margin_and_attacked(model: FLSS)
     mean, logvar = model.encoder(batch.perturbed)
     numbers = batch.draws.normal("rejection", 5, MODEL.features)
     logits = torch.stack([model.head(sample_latents(mean, logvar, 2.0 * numbers[:, n])) for n in range(5)])
-    margin = soft_vote_margin(logits, batch.labels, 0.5)
+    shares = functional.softmax(logits / 0.5, dim=-1).mean(dim=0)
+    own = functional.one_hot(batch.labels, 4).bool()
+    margin = shares[own] - shares[~own].reshape(-1, 3).amax(dim=1)
     expected = -0.7 * torch.log((1 + margin) / 2).mean()
     torch.testing.assert_close(adversarial_loss(model, batch, config)["rejection"], expected)
     unaware = attacked(model, replace(config, rejection_weight=0.0))
@@ -157,27 +145,70 @@ def test_the_second_view_has_batch_norms_of_its_own(model: FLSS) -> None:
     torch.testing.assert_close(model.encoder.bn1.running_mean, moved_with_view)  # the view left it alone
 
 
-PLUS_ALONE: list[dict[str, Any]] = [
-    {"ema_decay": 0.9},
-    {"epsilon_start": 0.25, "epsilon_ramp": 0.6},
-    {"view_weight": 0.5},
-    {"rejection_weight": 0.5},
-]
+def updated(model: FLSS, config: FLSSConfig) -> tuple[dict[str, float], float]:
+    """One update at three tenths of the training: its terms, and how far the first loss's images were moved."""
+    moved: list[Tensor] = []
 
+    def noted(model: FLSS, batch: Minibatch, config: FLSSConfig) -> dict[str, Tensor]:
+        assert batch.perturbed is not None
+        moved.append((batch.perturbed - batch.images).abs().amax(dim=(1, 2, 3)))
+        return adversarial_loss(model, batch, config)
 
-@pytest.mark.parametrize("settings", PLUS_ALONE, ids=lambda settings: next(iter(settings)))
-def test_each_addition_can_be_switched_on_alone(model: FLSS, settings: dict[str, Any]) -> None:
-    recipe = recipe_named("official")
-    recipe = replace(recipe, config=replace(PLAIN, **settings))
-    if "view_weight" in settings:
-        batch_norm.add_second(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    terms = Update(model, optimizer, recipe)([minibatch()])
-    added = set(terms) - set(Update(model, optimizer, recipe_named("official"))([minibatch()]))
-    assert added == {"view_weight": {"view_cross_entropy"}, "rejection_weight": {"rejection"}}.get(
-        next(iter(settings)), set()
-    )
+    recipe = replace(recipe_named("official"), config=config, losses=(noted, clean_loss))
+    terms = Update(model, torch.optim.SGD(model.parameters(), lr=0.05), recipe)([minibatch(progress=0.3)])
     assert all(math.isfinite(value.item()) for value in terms.values())
+    return {name: value.item() for name, value in terms.items()}, float(moved[0].min())
+
+
+@pytest.mark.parametrize(
+    ("setting", "term"), [("view_weight", "view_cross_entropy"), ("rejection_weight", "rejection")]
+)
+def test_a_term_can_be_added_alone(model: FLSS, setting: str, term: str) -> None:
+    """It is the one more term there is, and it trains: the weights end elsewhere."""
+    plain = copy.deepcopy(model)
+    config = replace(PLAIN, **{setting: 0.5})  # type: ignore[arg-type]
+    if config.second_norms:
+        batch_norm.add_second(model)
+    terms, _ = updated(model, config)
+    assert set(terms) - set(updated(plain, PLAIN)[0]) == {term}
+    assert not torch.equal(model.encoder.conv1.weight, plain.encoder.conv1.weight)
+
+
+def test_the_radius_can_ascend_alone(model: FLSS) -> None:
+    """Every image reaches the end of the radius, halfway from a quarter to all of it."""
+    full = replace(PLAIN, attack_steps=8)
+    terms, moved = updated(copy.deepcopy(model), replace(full, epsilon_start=0.25, epsilon_ramp=0.6))
+    plain, whole = updated(model, full)
+    assert (moved, whole) == (pytest.approx(0.625 * 8 / 255, abs=1e-9), pytest.approx(8 / 255, abs=1e-9))
+    assert set(terms) == set(plain)
+
+
+def test_the_moving_average_can_be_switched_on_alone(tmp_path: Path) -> None:
+    """It changes what is saved, and nothing of what is trained."""
+    ends, saved = [], []
+    for decay in (0.0, 0.9):
+        folder = tmp_path / str(decay)
+        folder.mkdir()
+        trainer = official_run(folder, epochs=1, ema_decay=decay)
+        trainer.run()
+        ends.append(trainer.network.state_dict())
+        saved.append(load_checkpoint(folder / "last.pt").model.state_dict())
+    assert_same_tensors(ends[0], ends[1])
+    assert_same_tensors(saved[0], ends[0])
+    for name, value in saved[1].items():
+        if value.is_floating_point():
+            assert not torch.equal(value, ends[1][name]), name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["rejection_samples=0"], ["rejection_temperature=0"], ["epsilon_start=0.5"], ["epsilon_ramp=0"]],
+    ids=lambda settings: settings[0],
+)
+def test_settings_without_meaning_or_effect_are_refused(settings: list[str]) -> None:
+    with pytest.raises(UsageError, match=settings[0].partition("=")[0]) as failure:
+        recipe_named("plus" if settings == ["epsilon_ramp=0"] else "official").with_settings(settings)
+    assert failure.value.fix
 
 
 def test_plus_without_its_additions_is_official() -> None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import GraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flss_edge import update as update_module
 from flss_edge.checkpoint import load_checkpoint
 from flss_edge.evaluation import accuracy
 from flss_edge.hardware import Hardware
+from flss_edge.model import ModelConfig
+from flss_edge.recipes import RECIPES
 from flss_edge.trainer import STEPS_BETWEEN_LOGS, Trainer
 from flss_runtime.errors import UsageError
 
@@ -100,13 +108,20 @@ def steps(trainer: Trainer, count: int) -> None:
         trainer._train_on(torch.arange(10, device=trainer.device), lambda record: None)
 
 
-@pytest.mark.parametrize("name", RUNS)
+def tiny_run(name: str, folder: Path, hardware: Hardware) -> Trainer:
+    """A run of any recipe, with weight perturbation and moving average, and all that its first update can have."""
+    chosen = recipe(name, awp_start=0.0, ema_decay=0.9, epochs=5)
+    shape = {**chosen.network, "num_classes": 3, "width": 8, "image_size": 16, "blocks": (1, 1)}
+    return Trainer(chosen, ModelConfig(**shape), small_data(), folder, hardware=hardware)
+
+
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_no_step_between_logs_waits_for_the_device(
     name: str, accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With weight perturbation, moving average and second view; only a step that logs reads values."""
-    trainer = RUNS[name](tmp_path, Hardware(accumulate=accumulate), awp_start=0.0, ema_decay=0.9, epochs=5)
+    trainer = tiny_run(name, tmp_path, Hardware(accumulate=accumulate))
     copied: list[str] = []
     for method in ("tolist", "numpy", "cpu"):  # no operations of their own on a CPU
         original = getattr(Tensor, method)
@@ -121,12 +136,11 @@ def test_no_step_between_logs_waits_for_the_device(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_step_between_logs_waits_for_a_gpu(name: str, precision: str, tmp_path: Path) -> None:
     """As torch itself sees it."""
-    hardware = Hardware("cuda", precision, accumulate=2)
-    trainer = RUNS[name](tmp_path, hardware, awp_start=0.0, ema_decay=0.9, epochs=5)
+    trainer = tiny_run(name, tmp_path, Hardware("cuda", precision, accumulate=2))
     steps(trainer, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the mode is a prototype
@@ -185,8 +199,43 @@ def test_a_run_with_everything_is_compiled_as_a_whole(tmp_path: Path, monkeypatc
     The graphs are captured but run as they are, which is quicker than compiling them.
     """
     whole = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: whole(self, backend="eager"))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: whole(self, backend="eager", **options))
     trainer = assert_agree("plus", tmp_path, (10, 10, 5, 10))
     trainer.average = None
     trainer._measure(1, lambda: False)
     assert graphs() > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_compiled_attack_computes_no_weight_gradient(
+    frozen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the backward graphs ask of each convolution; without `frozen` the compiler computes everything."""
+    torch._dynamo.reset()
+    masks: list[list[bool]] = []
+
+    def note(graph: GraphModule, inputs: Any) -> Any:
+        masks.extend(node.args[-1] for node in graph.graph.nodes if "convolution_backward" in str(node.target))
+        return make_boxed_func(graph)
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph), bw_compiler=note)
+    whole = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: whole(self, backend=backend, **options))
+    if not frozen:
+        monkeypatch.setattr(update_module, "frozen", lambda network: nullcontext())
+    trainer = official_run(tmp_path, Hardware(compile=True))
+    attack = trainer.recipe.attack
+    assert attack is not None
+    of_the_attack: list[bool] = []
+
+    def noted(*arguments: Any) -> Any:
+        attacked = attack(*arguments)
+        of_the_attack.extend(weight for _, weight, _ in masks)
+        return attacked
+
+    trainer.update.recipe = replace(trainer.recipe, attack=noted)
+    trainer.update(trainer.loader.parts(torch.arange(10), 0))
+    assert of_the_attack and any(of_the_attack) != frozen
+    of_the_training = [weight for _, weight, _ in masks[len(of_the_attack) :]]
+    assert of_the_training and all(of_the_training)

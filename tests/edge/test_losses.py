@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flss_edge.losses import kl_between, kl_of_logits, kl_to_prior, soft_vote_margin
+from flss_edge.losses import kl_between, kl_of_logits, kl_to_prior, vote_margin_loss
 from flss_edge.recipes import recipe_named
 from flss_edge.recipes.config import TrainConfig
 from flss_edge.schedule import exponential, stepwise, triangular
@@ -59,16 +59,40 @@ def test_latent_terms_sum_over_dimensions_and_divide_by_the_given_batch_size() -
     assert float(kl_to_prior(mean, logvar, 128)) == pytest.approx(4 * 6 * 0.125 / 128)
 
 
-def test_soft_vote_margin_is_the_vote_share_of_a_cold_vote() -> None:
+def margin(sampled_logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The soft vote margin that the loss is made of."""
+    return 2 * torch.exp(-vote_margin_loss(sampled_logits, labels, temperature)) - 1
+
+
+def test_vote_margin_loss_golden_values() -> None:
+    logits = torch.log(torch.tensor([[[0.7, 0.2, 0.1]], [[0.3, 0.6, 0.1]]], dtype=torch.float64))  # two samples
+    labels = torch.tensor([0])
+    assert float(vote_margin_loss(logits, labels, 1.0)) == pytest.approx(-math.log((1 + 0.5 - 0.4) / 2))
+    # at a low temperature every sample votes for its arg-max alone: one vote each, and then two against none
+    assert float(vote_margin_loss(logits, labels, 0.01)) == pytest.approx(math.log(2), abs=1e-9)
+    both = torch.stack([logits[0], logits[0]])
+    assert float(vote_margin_loss(both, labels, 0.01)) == pytest.approx(0.0, abs=1e-9)
+    assert float(margin(both, torch.tensor([2]), 0.01)) == pytest.approx(-1.0, abs=1e-9)
+
+
+def test_the_soft_vote_margin_is_the_vote_share_of_a_cold_vote() -> None:
     """Five samples, three classes: three votes for class 0, two for class 2."""
     votes = torch.tensor([0, 2, 0, 0, 2])
     logits = functional.one_hot(votes, 3).double()[:, None].repeat(1, 3, 1)  # (N, B, K), thrice the same image
-    margin = soft_vote_margin(logits, torch.tensor([0, 1, 2]), temperature=1e-3)
-    assert margin.tolist() == pytest.approx([0.2, -0.6, -0.2], abs=1e-9)
-    warm = soft_vote_margin(logits, torch.tensor([0, 1, 2]), temperature=1e3)
-    assert float(warm.abs().max()) < 1e-3
-    unit = soft_vote_margin(logits[:1], torch.tensor([0, 1, 2]), temperature=1.0)
+    assert margin(logits, torch.tensor([0, 1, 2]), 1e-3).tolist() == pytest.approx([0.2, -0.6, -0.2], abs=1e-9)
+    assert float(margin(logits, torch.tensor([0, 1, 2]), 1e3).abs().max()) < 1e-3
+    unit = margin(logits[:1], torch.tensor([0, 1, 2]), 1.0)
     assert float(unit[0]) == pytest.approx((math.e - 1) / (math.e + 2))
+
+
+def test_hopeless_images_keep_a_gradient() -> None:
+    """In float32, where 1 + m is 0 by rounding: every sample prefers a wrong class by 20 logits."""
+    logits = torch.tensor([0.0, 20.0, 0.0]).repeat(16, 4, 1).requires_grad_()
+    loss = vote_margin_loss(logits, torch.zeros(4, dtype=torch.long), temperature=0.5)
+    assert bool(loss.isfinite().all()) and float(loss.detach().min()) > 30
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+    assert float(logits.grad[..., 0].max()) < -0.01  # more of the true class would lower the loss of each image
 
 
 def test_gradients_match_finite_differences() -> None:
@@ -78,7 +102,7 @@ def test_gradients_match_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda *x: kl_between(*x, batch_size=2), (a, b, c, d))
     assert torch.autograd.gradcheck(kl_of_logits, (a, b))  # no stop-gradient on either side
     samples = torch.randn(5, 2, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: soft_vote_margin(x, torch.tensor([2, 0]), 0.5), (samples,))
+    assert torch.autograd.gradcheck(lambda x: vote_margin_loss(x, torch.tensor([2, 0]), 0.5), (samples,))
 
 
 @pytest.mark.parametrize(

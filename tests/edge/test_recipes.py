@@ -110,6 +110,22 @@ def test_settings_of_a_method_can_be_overridden() -> None:
                 recipe_named(name).config.with_settings([setting])
 
 
+def test_nesterov_needs_a_momentum() -> None:
+    with pytest.raises(UsageError, match="nesterov needs a momentum"):
+        recipe_named("pni").with_settings(["momentum=0"])
+    assert recipe_named("pni").with_settings(["momentum=0", "nesterov=false"]).config.momentum == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_settings_of_an_attack_are_for_recipes_that_have_one(name: str) -> None:
+    settings = ["epochs=3", "attack_steps=2"]
+    if name in ATTACKED:
+        assert recipe_named(name).with_settings(settings) == recipe(name, epochs=3, attack_steps=2)
+    else:
+        with pytest.raises(UsageError, match=f"recipe {name} has no attack, so attack_steps would do nothing"):
+            recipe_named(name).with_settings(settings)
+
+
 @pytest.mark.parametrize("name", ATTACKED)
 def test_attacks_leave_no_gradient_on_weights_and_no_trace_in_the_network(name: str) -> None:
     found = recipe(name, attack_steps=2)

@@ -14,61 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from flss_edge.checkpoint import load_checkpoint
 from flss_edge.cli.train import RECIPE_NAMES
 from flss_edge.recipes import RECIPES
 
-from .small_runs import assert_same_tensors, bars
+from .small_runs import assert_same_tensors
+from .train_commands import ANY_RECIPE, COMMAND, QUICK, log, started, wait_for_a_record, weights
 
 Runner = Callable[..., Any]
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "flss_edge", "train"]
-SMALL = ("--width", "8", "--blocks", "1,1", "--set", "attack_steps=1", "--set", "selection_steps=1")
-QUICK = (*SMALL, "--set", "batch_size=12")  # five mini-batches an epoch
 EVENTS = "events.out.tfevents.*"
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """75 training images of three classes, 15 of them set aside; the test runs in the folder."""
-    fit, test = bars(75, 0), bars(30, 1)
-    arrays = {"train_images": fit.images, "train_labels": fit.labels}
-    np.savez(tmp_path / "bars.npz", test_images=test.images, test_labels=test.labels, **arrays)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "bars.npz"
-
-
-def heed_sigint() -> None:
-    """A shell's background jobs inherit an ignored SIGINT, and the command respects that; these tests send one."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def started(data: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    command = [*COMMAND, "--data", str(data), *QUICK, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, preexec_fn=heed_sigint, **{**pipes, **options})
-
-
-def wait_for_a_record(folder: Path, process: subprocess.Popen[str], after: int = 0, count: int = 1) -> None:
-    """Wait until the run's log has `count` records later than mini-batch `after`."""
-    deadline = time.monotonic() + 60
-    while len([record for record in log(folder) if record["step"] > after]) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the record never came"
-        time.sleep(0.02)
-
-
-def weights(checkpoint: Path) -> dict[str, Any]:
-    return load_checkpoint(checkpoint).model.state_dict()
-
-
-def log(folder: Path | str) -> list[dict[str, Any]]:
-    """The records of a run, without a line that is being written."""
-    path = Path(folder) / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def test_every_recipe_is_named_in_the_help(run: Runner) -> None:
@@ -100,7 +56,7 @@ def test_network_and_device_come_from_recipe_and_options(run: Runner, data: Path
         "--stem",
         "imagenet",
     )
-    assert run("train", "--data", data, *QUICK, *options, "--epochs", "1", "-o", "run").code == 0
+    assert run("train", "--data", data, *ANY_RECIPE, *options, "--epochs", "1", "-o", "run").code == 0
     checkpoint = load_checkpoint("run/best.pt")  # type: ignore[arg-type]
     shape = checkpoint.model.config
     assert (shape.network, shape.width, shape.blocks, shape.activation) == ("classifier", 8, (1, 1), "silu")
@@ -116,6 +72,11 @@ def test_show_config_prints_the_recipe_and_needs_no_data(run: Runner) -> None:
     assert shown["settings"]["epsilon"] == 4 / 255 and shown["settings"]["recipe"] == "plus"
     assert shown["network"]["width"] == 16 and shown["network"]["activation"] == "silu"
     assert shown["losses"] == ["adversarial_loss", "clean_loss"] and "paper" in shown["source"]
+
+
+def test_a_setting_that_would_do_nothing_is_refused(run: Runner) -> None:
+    refused = run("train", "--show-config", "--recipe", "standard", "--set", "attack_steps=1")
+    assert refused.code == 2 and "recipe standard has no attack" in refused.err
 
 
 def test_a_run_stopped_by_each_signal_continues_where_it_was(run: Runner, data: Path) -> None:
@@ -227,6 +188,7 @@ def test_tensorboard_has_every_record_once_after_a_kill(run: Runner, data: Path)
         assert [value for _, value in written[tag]] == pytest.approx([record[name] for record in having])
 
 
+@pytest.mark.slow
 def test_tensorboard_that_begins_later_gets_the_whole_log(run: Runner, data: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     arguments = ("train", "--data", data, *QUICK, "--epochs", "8", "-o", "run")
@@ -250,14 +212,14 @@ def test_missing_matplotlib_costs_the_curves_only(run: Runner, data: Path, monke
     assert "pip install 'flss-edge[plot]'" in result.err and not Path("run/curves.png").exists()
 
 
-@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("closing", ["2>&-", pytest.param("2>/dev/full", marks=pytest.mark.slow)])
 def test_a_lost_log_does_not_end_the_training(closing: str, data: Path) -> None:
     command = [*COMMAND, "--data", str(data), *QUICK, "--epochs", "2", "-o", "run"]
     done = subprocess.run(["sh", "-c", f'exec "$@" {closing}', "sh", *command], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, b"run/best.pt\n")
 
 
-@pytest.mark.parametrize("close_after", [None, b"step "])
+@pytest.mark.parametrize("close_after", [None, pytest.param(b"step ", marks=pytest.mark.slow)])
 def test_a_terminal_gets_a_display_and_may_be_closed(close_after: bytes | None, data: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "140", "NO_COLOR": "1"}
@@ -301,49 +263,3 @@ def test_too_little_memory_names_what_needs_less(data: Path) -> None:
     for said in ("memory is too small", "--accumulate 2", "batch_size", "--width"):
         assert said in done.stderr
     assert "Traceback" not in done.stderr
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *COMMAND[1:]]
-
-
-def torchrun(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [*TORCHRUN, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
-
-
-def test_torchrun_trains_what_one_process_with_two_parts_trains(run: Runner, data: Path) -> None:
-    common = ("--data", str(data), *QUICK, "--epochs", "2", "--threads", "1")
-    done = torchrun(*common, "--device", "cpu", "-o", "two")
-    assert (done.returncode, done.stdout) == (0, "two/best.pt\n"), done.stderr
-    assert done.stderr.count("epoch 2 of 2") == 1 and "2 parts" in done.stderr
-    assert run("train", *common, "--accumulate", "2", "-o", "one").code == 0
-    assert len(log("two")) == len(log("one")) == 3
-    ours, theirs = weights(Path("two/last.pt")), weights(Path("one/last.pt"))
-    for name in ours.keys() - {key for key in ours if key.endswith("num_batches_tracked")}:  # counts the parts
-        np.testing.assert_allclose(ours[name].numpy(), theirs[name].numpy(), rtol=1e-3, atol=1e-4, err_msg=name)
-
-
-def test_torchrun_ends_when_the_first_process_is_refused(data: Path) -> None:
-    Path("mine").mkdir()
-    Path("mine/letter.txt").touch()
-    done = torchrun("--data", str(data), *QUICK, "-o", "mine")
-    assert done.returncode != 0 and done.stderr.count("error: mine holds other files") == 1
-    assert "internal error" not in done.stderr
-
-
-def test_torchrun_ends_when_the_first_process_fails_later(data: Path) -> None:
-    """No file may grow above 32 KiB: the first process cannot write a checkpoint, and the second waits for it."""
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, 1 << 15))}
-    done = torchrun("--data", str(data), *QUICK, "-o", "run", **limit)
-    assert done.returncode != 0 and "error: cannot write run/last.pt" in done.stderr
-    assert "internal error" not in done.stderr
-
-
-def test_torchrun_passes_a_signal_on(data: Path) -> None:
-    command = [*TORCHRUN, "--data", str(data), *QUICK, "--epochs", "500", "-o", "run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_a_record(Path("run"), process)
-        process.terminate()
-        _, err = process.communicate(timeout=60)
-    assert "saved after step" in err and "internal error" not in err
-    assert Path("run/state.pt").exists()

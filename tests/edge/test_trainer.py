@@ -19,7 +19,7 @@ from flss_edge.data import load_images
 from flss_edge.evaluation import accuracy, pgd_accuracy
 from flss_edge.hardware import Hardware
 from flss_edge.minibatch import Minibatch
-from flss_edge.model import ModelConfig
+from flss_edge.model import FLSS, ModelConfig
 from flss_edge.recipes import recipe_named
 from flss_edge.trainer import Trainer
 from flss_edge.training_data import TrainingData
@@ -142,6 +142,32 @@ def test_a_part_has_its_rows_and_its_share(tmp_path: Path) -> None:
     assert (expected.share, expected.nominal) == (1, 7)
     (incomplete,) = whole.loader.parts(torch.arange(5), 0)
     assert (incomplete.share, incomplete.nominal) == (1, 7)  # what a full mini-batch would have
+
+
+def test_the_random_starts_do_not_depend_on_the_batch_size() -> None:
+    network = FLSS(MODEL).eval()
+    inputs: list[Tensor] = []
+    network.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].detach()))
+    found = []
+    for batch_size, seed in ((250, 3), (7, 3), (7, 4)):
+        inputs.clear()
+        robust = pgd_accuracy(
+            network, bars(30, 1), epsilon=0.2, step_size=0.1, steps=0, seed=seed, batch_size=batch_size
+        )
+        found.append((robust, torch.cat(inputs)))
+        assert len(inputs[0]) == min(batch_size, 30)
+    whole, divided, other = found
+    assert whole[0] == divided[0] and torch.equal(whole[1], divided[1])
+    assert not torch.equal(divided[1], other[1])
+
+
+def test_measurements_take_as_many_images_at_a_time_as_the_training(tmp_path: Path) -> None:
+    """A part of nine images over two parts has five at most."""
+    trainer = official_run(tmp_path, Hardware(accumulate=2), batch_size=9)
+    sizes: list[int] = []
+    trainer.network.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    trainer._measure(1, lambda: False)
+    assert set(sizes) == {5}  # thirty selection images
 
 
 def test_a_diverging_run_stops_and_says_how_to_go_on(tmp_path: Path, data: TrainingData) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from flss_edge.data import ImageSet
+from flss_edge.model import ModelConfig, build_network
 from flss_edge.recipes import RECIPES, flss
 from flss_edge.trainer import Stopped
 from flss_runtime.errors import CheckFailed
@@ -140,6 +142,7 @@ def test_trains_measures_and_judges_recipes(
     assert result["recipes"]["standard"]["measured"]["logit_difference"]["root_mean_square"] == 0
     held = {(claim["recipe"], claim["claim"]): claim["holds"] for claim in result["claims"]}
     assert held["pni", "logits of two passes differ, unlike standard training's (root mean square)"] is True
+    assert held["pni", "noise scales moved from their initial 0.25 (mean absolute difference)"] is True
     assert held["pni", "clean accuracy is above chance"] is False
     assert [item["name"] for item in result["validity"]["flags"]] == ["toy_budget"]
     assert str(tmp_path) not in (tmp_path / "recipes.json").read_text()
@@ -178,6 +181,16 @@ def test_a_claim_needs_two_standard_errors(scripts: dict[str, ModuleType], pgd: 
 def test_a_claim_without_its_reference_stays_open(scripts: dict[str, ModuleType]) -> None:
     claims = list(scripts["recipe_claims"].claims_of("pgd-at", {"pgd-at": row(0.2)}))
     assert [claim.holds for claim in claims] == [True, None]
+
+
+def test_untrained_noise_scales_hold_no_claim(scripts: dict[str, ModuleType]) -> None:
+    claims = scripts["recipe_claims"]
+    network = build_network(ModelConfig(num_classes=10, width=4, blocks=(1,), network="classifier", weight_noise=True))
+    test = ImageSet(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4), tuple("abcdefghij"), "black")
+    measured = {"pni": claims.measure(RECIPES["pni"], network, test, lambda: None)}
+    assert measured["pni"]["noise_scales"]["mean"] == 0.25
+    (moved,) = (claim for claim in claims.claims_of("pni", measured) if "moved" in claim.claim)
+    assert moved.holds is False
 
 
 def test_every_recipe_has_a_claim_of_its_own(scripts: dict[str, ModuleType]) -> None:
