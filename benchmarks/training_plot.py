@@ -95,7 +95,7 @@ def _draw_stages(axes: Axes, stages: Mapping[str, Any]) -> None:
         axes.barh(place, value, color=_COLOURS[1], alpha=0.85, height=0.6)
         error = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.errorbar(value, place, xerr=error, fmt="none", color="black", capsize=4)
-        text = f"{value:.3g} ms, {value / total:.0%}"
+        text = f"{value:,.{1 if value < 100 else 0}f} ms, {value / total:.0%}"
         axes.annotate(text, (max(value, high), place), (6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
