@@ -1,4 +1,4 @@
-"""Data sources, the released validation split, and augmentation against torchvision."""
+"""Data sources, the released validation split."""
 
 import hashlib
 import pickle
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flss_edge.augment import augment, to_float
+from flss_edge.augment import to_float
 from flss_edge.data import CIFAR10_CLASSES, load_images, validation_index
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.images import InputSpec
@@ -130,29 +130,3 @@ def test_to_float_equals_torchvisions_to_tensor() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     ours = to_float(torch.from_numpy(image)[None].permute(0, 3, 1, 2))[0]
     assert torch.equal(ours, to_tensor(image))
-
-
-def test_augmentation_is_a_padded_crop_with_a_flip() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (300, 3, 8, 8), dtype=torch.uint8)
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2)).float() / 255
-    out = augment(images, padding=2, flip=True, generator=generator)
-    seen = set()
-    for i in range(len(images)):
-        matches = [
-            (row, column, flip)
-            for row in range(5)
-            for column in range(5)
-            for flip in (False, True)
-            if torch.equal(
-                out[i],
-                padded[i, :, row : row + 8, column : column + 8].flip(-1)
-                if flip
-                else padded[i, :, row : row + 8, column : column + 8],
-            )
-        ]
-        assert len(matches) == 1
-        seen.add(matches[0])
-    assert len(seen) == 50  # every shift, mirrored and not
-    plain = augment(images, padding=0, flip=False, generator=generator)
-    assert torch.equal(plain, images.float() / 255)

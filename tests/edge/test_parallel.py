@@ -28,6 +28,15 @@ from .nursery import Nursery
 from .small_runs import assert_same_end, assert_same_tensors, official_run, records
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the nursery's processes: more threads add up in another order, and training amplifies the rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
     with Nursery() as process:
