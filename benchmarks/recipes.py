@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import signal
 import statistics
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import command_of
 from recipe_claims import REFERENCE, claims_of, measure, measurement_settings
 from training_plot import plot_recipes
 
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace, stopping: list[int]) -> dict[str, Any]:
     measured = {name: row["measured"] for name, row in rows.items()}
     return {
         "schema_version": 1,
-        "command": _command(options),
+        "command": command_of("recipes.py", options),
         "environment": describe_environment(),
         "config": {
             "budget": options.budget,
@@ -274,16 +274,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if options.threads:
         torch.set_num_threads(options.threads)
     return options
-
-
-def _command(options: argparse.Namespace) -> str:
-    """Return the command with the names of files only: where they lie is nobody's business."""
-    words = ["python", "benchmarks/recipes.py"]
-    for name, value in vars(options).items():
-        for item in value if isinstance(value, list) else [value]:
-            if item is not None:
-                words += [f"--{name.replace('_', '-')}", item.name if isinstance(item, Path) else str(item)]
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

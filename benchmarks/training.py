@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import command_of
 from training_arms import PROGRESS, Arm, build_arm, minibatch, new_trainer, run_blocks
 from training_checks import Stages, check_equal_results, count_work, passes_by_hand, stages_of
 from training_plot import plot_training
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parse(given)
         result = measure(options)
-        result = {"schema_version": 1, "command": _command(options), **result}
+        result = {"schema_version": 1, "command": command_of("training.py", options), **result}
         with atomic_write(options.output, overwrite=options.overwrite) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         plot_training(result, options.output.with_suffix(".png"))
@@ -253,18 +253,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if options.threads:
         torch.set_num_threads(options.threads)
     return options
-
-
-def _command(options: argparse.Namespace) -> str:
-    """Return the command with the names of files only: where they lie is nobody's business."""
-    words = ["python", "benchmarks/training.py"]
-    for name, value in vars(options).items():
-        if value is None or value is False:
-            continue
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words.append(value.name if isinstance(value, Path) else str(value))
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

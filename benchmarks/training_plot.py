@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flss_runtime.atomic import atomic_write
-from flss_runtime.errors import UsageError
+from flss_edge.picture import COLOURS, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito, as in flss_edge.plots: told apart by colour-blind readers too.
-_COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _HOLDS, _FAILS, _OPEN = "#009e73", "#d55e00", "#999999"
 
 
@@ -31,19 +27,19 @@ def plot_training(result: Mapping[str, Any], target: Path) -> None:
         UsageError: matplotlib is absent.
         OutputError: the file cannot be written.
     """
-    figure = _figure(14.5, 4.6)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.8, 1.4))
-    _draw_rates(left, result["results"]["arms"], result["config"]["batch_size"])
-    _draw_speed_ups(middle, result["results"])
-    _draw_stages(right, result["results"]["stages_ms"])
-    config, environment = result["config"], result["environment"]
-    text = (
-        f"official recipe, ResNet-18 width {config['width']}, batch {config['batch_size']}, {config['precision']}, "
-        f"{environment['device']['name']}, {config['threads']} CPU thread(s), torch {environment['packages']['torch']}"
-    )
-    names = dict.fromkeys(item["name"] for item in result["validity"]["flags"])
-    figure.suptitle(f"{text}\nnot valid: {', '.join(names)}" if names else text, fontsize=10)
-    _save(figure, target)
+    with drawn(target, (14.5, 4.6)) as figure:
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.8, 1.4))
+        _draw_rates(left, result["results"]["arms"], result["config"]["batch_size"])
+        _draw_speed_ups(middle, result["results"])
+        _draw_stages(right, result["results"]["stages_ms"])
+        config, environment = result["config"], result["environment"]
+        text = (
+            f"official recipe, ResNet-18 width {config['width']}, batch {config['batch_size']}, {config['precision']}, "
+            f"{environment['device']['name']}, {config['threads']} CPU thread(s), "
+            f"torch {environment['packages']['torch']}"
+        )
+        names = dict.fromkeys(item["name"] for item in result["validity"]["flags"])
+        figure.suptitle(f"{text}\nnot valid: {', '.join(names)}" if names else text, fontsize=10)
 
 
 def _draw_rates(axes: Axes, arms: list[Mapping[str, Any]], batch_size: int) -> None:
@@ -51,7 +47,7 @@ def _draw_rates(axes: Axes, arms: list[Mapping[str, Any]], batch_size: int) -> N
     scatter = np.random.default_rng(0)
     for place, arm in enumerate(arms):
         rates = batch_size / np.asarray(arm["block_ms"]) * 1e3
-        axes.bar(place, arm["images_per_s"], width=0.6, color=_COLOURS[place], alpha=0.85)
+        axes.bar(place, arm["images_per_s"], width=0.6, color=COLOURS[place], alpha=0.85)
         spread = place + scatter.uniform(-0.2, 0.2, rates.size)
         axes.scatter(spread, rates, s=12, color="white", edgecolor="black", lw=0.6, zorder=3)
         label = f"{arm['images_per_s']:.4g} images/s\n{arm['derived_epoch_s']:.4g} s an epoch"
@@ -70,13 +66,13 @@ def _draw_speed_ups(axes: Axes, results: Mapping[str, Any]) -> None:
     for place, row in enumerate(results["speed_up"]):
         ratios = blocks["literal"] / blocks[row["arm"]]
         spread = place + scatter.uniform(-0.15, 0.15, ratios.size)
-        axes.scatter(spread, ratios, s=14, color=_COLOURS[place + 1], alpha=0.5, lw=0)
+        axes.scatter(spread, ratios, s=14, color=COLOURS[place + 1], alpha=0.5, lw=0)
         low, high = row["interval"] or (row["ratio"], row["ratio"])
         error = [[row["ratio"] - low], [high - row["ratio"]]]
         axes.errorbar(place, row["ratio"], error, fmt="o", color="black", capsize=6, zorder=3)
         text = f"{row['ratio']:.2f}\n[{low:.2f}, {high:.2f}]"
         axes.annotate(text, (place + 0.2, row["ratio"]), va="center", fontsize=9)
-    axes.axhline(1, color=_COLOURS[0], lw=1)
+    axes.axhline(1, color=COLOURS[0], lw=1)
     axes.set_xticks(range(len(results["speed_up"])), [row["arm"] for row in results["speed_up"]])
     axes.set_xlim(-0.5, len(results["speed_up"]) - 0.2)
     axes.set_ylim(bottom=0.9)
@@ -92,7 +88,7 @@ def _draw_stages(axes: Axes, stages: Mapping[str, Any]) -> None:
     total = sum(medians)
     for place, (name, value) in enumerate(zip(names, medians, strict=True)):
         low, high = stages["range"][name]
-        axes.barh(place, value, color=_COLOURS[1], alpha=0.85, height=0.6)
+        axes.barh(place, value, color=COLOURS[1], alpha=0.85, height=0.6)
         error = [[max(0.0, value - low)], [max(0.0, high - value)]]
         axes.errorbar(value, place, xerr=error, fmt="none", color="black", capsize=4)
         text = f"{value:,.{1 if value < 100 else 0}f} ms, {value / total:.0%}"
@@ -103,22 +99,6 @@ def _draw_stages(axes: Axes, stages: Mapping[str, Any]) -> None:
     axes.set_xlabel(f"median ms, range of {stages['n']} updates (a run of its own)")
     axes.set_title("Where the time of a fast update goes", fontsize=11)
     axes.grid(axis="x", alpha=0.3)
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f"matplotlib cannot be imported ({error})", "pip install 'flss-edge[plot]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, target: Path) -> None:
-    with atomic_write(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
 
 
 def plot_recipes(result: Mapping[str, Any], target: Path) -> None:
@@ -133,19 +113,18 @@ def plot_recipes(result: Mapping[str, Any], target: Path) -> None:
         OutputError: the file cannot be written.
     """
     claims = result["claims"]
-    figure = _figure(15, 2.2 + 0.38 * max(len(claims), 10))
-    left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.0))
-    _draw_accuracies(left, result["recipes"], result["config"]["measurement"]["pgd_steps"])
-    _draw_claims(right, claims)
-    config, environment = result["config"], result["environment"]
-    text = (
-        f"CIFAR-10, ResNet-18 width {config['width']}, {config['training_images']:,} training images, "
-        f"{config['test_images']:,} test images, budget {config['budget']}, {environment['cpu']}, "
-        f"torch {environment['packages']['torch']}\nwhiskers: two standard errors of the test images; "
-        "one training a recipe"
-    )
-    figure.suptitle(text, fontsize=10)
-    _save(figure, target)
+    with drawn(target, (15, 2.2 + 0.38 * max(len(claims), 10))) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.0))
+        _draw_accuracies(left, result["recipes"], result["config"]["measurement"]["pgd_steps"])
+        _draw_claims(right, claims)
+        config, environment = result["config"], result["environment"]
+        text = (
+            f"CIFAR-10, ResNet-18 width {config['width']}, {config['training_images']:,} training images, "
+            f"{config['test_images']:,} test images, budget {config['budget']}, {environment['cpu']}, "
+            f"torch {environment['packages']['torch']}\nwhiskers: two standard errors of the test images; "
+            "one training a recipe"
+        )
+        figure.suptitle(text, fontsize=10)
 
 
 def _draw_accuracies(axes: Axes, recipes: Mapping[str, Any], pgd_steps: int) -> None:
@@ -154,7 +133,7 @@ def _draw_accuracies(axes: Axes, recipes: Mapping[str, Any], pgd_steps: int) -> 
         for offset, key in ((-0.2, "clean_accuracy"), (0.2, "pgd_accuracy")):
             value, n = row["measured"][key], row["measured"]["n"]
             label = "clean" if key == "clean_accuracy" else f"PGD-{pgd_steps}, 8/255"
-            colour = _COLOURS[1] if key == "clean_accuracy" else _COLOURS[2]
+            colour = COLOURS[1] if key == "clean_accuracy" else COLOURS[2]
             error = 2 * np.sqrt(value * (1 - value) / n)
             axes.barh(place + offset, value, 0.38, color=colour, label=None if place else label, xerr=error)
             axes.annotate(
@@ -165,7 +144,7 @@ def _draw_accuracies(axes: Axes, recipes: Mapping[str, Any], pgd_steps: int) -> 
                 va="center",
                 fontsize=8,
             )
-    axes.axvline(0.1, color=_COLOURS[0], lw=1, ls=":", label="chance")
+    axes.axvline(0.1, color=COLOURS[0], lw=1, ls=":", label="chance")
     axes.set_yticks(range(len(recipes)), list(recipes))
     axes.invert_yaxis()
     axes.margins(x=0.15)

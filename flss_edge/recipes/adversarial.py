@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn import functional
 
-from flss_edge.adversary import cross_entropy_of, pgd, uniform_start
+from flss_edge.adversary import Objective, cross_entropy_of, pgd, uniform_start
 from flss_edge.minibatch import Minibatch
 from flss_edge.model import Network
 from flss_edge.recipes.config import Recipe, TrainConfig
@@ -15,16 +15,32 @@ from flss_edge.recipes.config import Recipe, TrainConfig
 
 def attack(network: Network, batch: Minibatch, config: TrainConfig) -> Minibatch:
     """PGD from a random point of the ball that raises the cross-entropy of the true classes."""
-    start = uniform_start(batch.images, batch.draws.uniform("attack start", *batch.images.shape[1:]), config.epsilon)
-    perturbed = pgd(
-        cross_entropy_of(network, batch.labels),
+    return perturbed(batch, cross_entropy_of(network, batch.labels), random_start(batch, config), config)
+
+
+def random_start(batch: Minibatch, config: TrainConfig) -> Tensor:
+    """Return a uniform random point (n, 3, H, W) of the ball around each image."""
+    return uniform_start(batch.images, batch.draws.uniform("attack start", *batch.images.shape[1:]), config.epsilon)
+
+
+def perturbed(batch: Minibatch, objective: Objective, start: Tensor, config: TrainConfig) -> Minibatch:
+    """Return the mini-batch with its images moved by PGD, with the steps and the radius of the settings.
+
+    Args:
+        batch: whose images (n, 3, H, W) are the centres.
+        objective: what to raise, a sum over the images.
+        start: (n, 3, H, W), where to begin; projected first.
+        config: epsilon, step size and number of steps.
+    """
+    moved = pgd(
+        objective,
         batch.images,
         start,
         epsilon=config.epsilon,
         step_size=config.attack_step_size,
         steps=config.attack_steps,
     )
-    return replace(batch, perturbed=perturbed)
+    return replace(batch, perturbed=moved)
 
 
 def clean_loss(network: Network, batch: Minibatch, config: TrainConfig) -> dict[str, Tensor]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flss_edge.adversary import cross_entropy_of, pgd, uniform_start
+from flss_edge.adversary import cross_entropy_of
 from flss_edge.minibatch import Minibatch
 from flss_edge.model import Network
+from flss_edge.recipes.adversarial import perturbed, random_start
 from flss_edge.recipes.config import Recipe, TrainConfig
 from flss_runtime.errors import UsageError
 
@@ -45,16 +46,7 @@ def attack(network: Network, batch: Minibatch, config: PNIConfig) -> Minibatch:
         return batch
     with torch.no_grad():
         answers = network(batch.images).argmax(dim=1)
-    start = uniform_start(batch.images, batch.draws.uniform("attack start", *batch.images.shape[1:]), config.epsilon)
-    perturbed = pgd(
-        cross_entropy_of(network, answers),
-        batch.images,
-        start,
-        epsilon=config.epsilon,
-        step_size=config.attack_step_size,
-        steps=config.attack_steps,
-    )
-    return replace(batch, perturbed=perturbed)
+    return perturbed(batch, cross_entropy_of(network, answers), random_start(batch, config), config)
 
 
 def pni_loss(network: Network, batch: Minibatch, config: PNIConfig) -> dict[str, Tensor]:

@@ -7,17 +7,18 @@ have moved once a pass, are made to move as far by its momentum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from flss_edge import batch_norm
-from flss_edge.adversary import Objective, pgd
+from flss_edge.adversary import Objective
 from flss_edge.losses import kl_of_logits
 from flss_edge.minibatch import Minibatch
 from flss_edge.model import Network
+from flss_edge.recipes.adversarial import perturbed
 from flss_edge.recipes.config import Recipe, TrainConfig
 
 START_SIZE = 0.001  # standard deviation of the attack's start: at the image itself the divergence has no gradient
@@ -44,15 +45,7 @@ class TradesConfig(TrainConfig):
 def attack(network: Network, batch: Minibatch, config: TradesConfig) -> Minibatch:
     """PGD that raises KL(clean || perturbed), from a point close to the image; it needs no labels."""
     start = batch.images + START_SIZE * batch.draws.normal("attack start", *batch.images.shape[1:])
-    perturbed = pgd(
-        divergence_from(network, batch.images),
-        batch.images,
-        start,
-        epsilon=config.epsilon,
-        step_size=config.attack_step_size,
-        steps=config.attack_steps,
-    )
-    return replace(batch, perturbed=perturbed)
+    return perturbed(batch, divergence_from(network, batch.images), start, config)
 
 
 def divergence_from(network: Network, images: Tensor) -> Objective:
