@@ -27,10 +27,10 @@ def occupied(folder: Path, overwrite: bool = False) -> Iterator[None]:
     Raises:
         OutputError: another run is in the block, the folder belongs to something else, or it cannot be written.
     """
-    with _readable_errors(folder):
+    with readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        with _readable_errors(folder):
+    with locked(folder, "another run is training in"):
+        with readable_errors(folder):
             _claim(folder, overwrite)
         yield
 
@@ -49,7 +49,12 @@ def _claim(folder: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _readable_errors(folder: Path) -> Iterator[None]:
+def readable_errors(folder: Path) -> Iterator[None]:
+    """Turn what the file system raises within the block into an error with a remedy.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     try:
         yield
     except OSError as error:
@@ -57,7 +62,16 @@ def _readable_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Hold the folder's lock within the block; a kill lets go of it too.
+
+    Args:
+        folder: an existing one.
+        busy: how the message begins where another process holds it.
+
+    Raises:
+        OutputError: another process holds it.
+    """
     try:
         import fcntl
     except ImportError:  # not POSIX
@@ -69,9 +83,7 @@ def _locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing releases it, and so does a kill
             except BlockingIOError:
-                raise OutputError(
-                    f"another run is training in {folder}", "wait for it to end, or choose another folder with -o"
-                ) from None
+                raise OutputError(f"{busy} {folder}", "wait for it to end, or choose another folder") from None
         yield
     finally:
         os.close(descriptor)
