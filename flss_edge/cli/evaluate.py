@@ -1,9 +1,10 @@
-"""`flss-edge evaluate`: accuracy of a checkpoint under attack, or of a bundle with its votes and rejections."""
+"""`flss-edge evaluate`: what a classifier is worth, to an adversary who knows everything about it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,14 +22,44 @@ from flss_edge.cli.options import (
     require_training,
     resolve_bundle,
 )
-from flss_edge.cli.output import Document, check_output, emit
+from flss_edge.cli.output import check_output, emit
 from flss_runtime.errors import UsageError
 
-if TYPE_CHECKING:
-    from flss_edge.data import ImageSet
-    from flss_runtime.bundle import Bundle
+QUICK_IMAGES = 200
+SWEEPS = ("epsilon", "noise-scale", "num-samples")
 
-COLUMNS = {"metric": "metric", "value": "value", "n": "images"}
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The options of the command, read but not yet checked against any artefact; see their help texts."""
+
+    data: Path | None
+    split: str
+    limit: int | None
+    suites: tuple[str, ...]
+    epsilon: float
+    settings: tuple[str, ...]
+    against: tuple[str, ...]
+    gate: Path | None
+    sources: tuple[Path, ...]
+    eot: int
+    calibration: Path | None
+    budget: float
+    sweep: str | None
+    corruptions: bool
+    out_of_distribution: Path | None
+    checks: bool
+    replay: Path | None
+    save_adversarial: Path | None
+    folder: Path | None
+    num_samples: int | None
+    noise_scale: float
+    batch_size: int
+    device: str
+    seed: int
+    engine: str
+    threads: int | None
+    overwrite: bool
 
 
 def evaluate(
@@ -37,11 +68,69 @@ def evaluate(
     ] = None,
     data: DataOption = None,
     split: SplitOption = "test",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first images.")] = None,
-    pgd_steps: Annotated[int, typer.Option("--pgd-steps", min=0, help="Attack steps on a checkpoint; 0: none.")] = 20,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Use so many images, evenly spaced; quick takes 200.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite", help="quick, paper, paper-second, autoattack, adaptive, all, or one attack; repeatable."
+        ),
+    ] = None,
     epsilon: Annotated[str, typer.Option("--epsilon", help="Attack radius for pixels in [0, 1].")] = "8/255",
-    step_size: Annotated[str, typer.Option("--step-size", help="Of the attack, likewise.")] = "2/255",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="ATTACK.KEY=VALUE", help="Change a setting of an attack; repeatable."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="CLASSIFIER", help="What the adaptive attacks attack; repeatable."),
+    ] = None,
+    gate: Annotated[
+        Path | None, typer.Option("--gate", help="A checkpoint of recipe ccat: adds the cascade of both.")
+    ] = None,
+    transfer_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--transfer-from", help="Checkpoint whose adversarial images are tried, in suite all; repeatable."
+        ),
+    ] = None,
+    eot: Annotated[
+        int, typer.Option("--eot", min=0, help="Average each gradient over so many noise samples; 0 attacks the mean.")
+    ] = 0,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="Images that freeze the thresholds, if not a split of --data.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option("--budget", help="Share of clean images that may be rejected though correct.")
+    ] = 0.10,
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", help=f"Vary one thing: {', '.join(SWEEPS)}; draws a plot in --folder.")
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also noise, blur, JPEG, brightness … at five severities.")
+    ] = False,
+    out_of_distribution: Annotated[
+        Path | None, typer.Option("--out-of-distribution", help="Images of other classes: how many are accepted?")
+    ] = None,
+    checks: Annotated[
+        bool, typer.Option("--checks/--no-checks", help="Check that the attacks are no weaker than they look.")
+    ] = True,
+    replay: Annotated[Path | None, typer.Option("--replay", help="Send saved adversarial images to a bundle.")] = None,
+    save_adversarial: Annotated[
+        Path | None, typer.Option("--save-adversarial", help="Write the attacked images to this .npz.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Keep state, report and plots here; the same command resumes.")
+    ] = None,
     num_samples: NumSamplesOption = None,
+    noise_scale: Annotated[
+        float, typer.Option("--noise-scale", min=0, help="Factor on the standard deviation of a checkpoint's latents.")
+    ] = 2.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images attacked at a time.")] = 250,
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, cuda:1 …; auto is cuda where torch sees a GPU.")
+    ] = "auto",
     seed: SeedOption = 0,
     engine: EngineOption = "ort",
     threads: ThreadsOption = None,
@@ -49,22 +138,55 @@ def evaluate(
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Measure accuracy on labelled images.
+    """Measure a classifier on labelled images, clean and attacked, with and without rejection.
 
-    A checkpoint is measured in torch, on clean images and under PGD, without sampling. A bundle is measured as a robot
-    runs it: accuracy before and after rejection, and the share of images that it answers.
+    A checkpoint is attacked in torch by a suite of attacks, with every threshold frozen on calibration images first.
+    A bundle is measured as a robot runs it, on clean images or on the adversarial ones that an earlier evaluation
+    saved. docs/evaluation.md says what each figure means.
     """
     check_output(form, output, overwrite)
-    if data is None:
-        raise UsageError("evaluate needs labelled images", "add --data DATA")
-    config: dict[str, Any] = {"split": split, "seed": seed, "limit": limit}
+    options = EvaluationOptions(
+        data=data,
+        split=split,
+        limit=limit,
+        suites=tuple(suite or ["quick"]),
+        epsilon=pixel_fraction(epsilon),
+        settings=tuple(settings or ()),
+        against=tuple(against or ()),
+        gate=gate,
+        sources=tuple(transfer_from or ()),
+        eot=eot,
+        calibration=calibration,
+        budget=budget,
+        sweep=sweep,
+        corruptions=corruptions,
+        out_of_distribution=out_of_distribution,
+        checks=checks,
+        replay=replay,
+        save_adversarial=save_adversarial,
+        folder=folder,
+        num_samples=num_samples,
+        noise_scale=noise_scale,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        engine=engine,
+        threads=threads,
+        overwrite=overwrite,
+    )
     if artefact is not None and artefact.suffix in CHECKPOINT_SUFFIXES:
-        config |= {"pgd_steps": pgd_steps, "epsilon": pixel_fraction(epsilon), "step_size": pixel_fraction(step_size)}
-        document = _checkpoint(artefact, data, config, threads)
+        require_training("evaluate CHECKPOINT")
+        from flss_edge.cli.evaluate_checkpoint import evaluate_checkpoint
+
+        if replay is not None:
+            raise UsageError("--replay sends images to a bundle, not to a checkpoint", "export it first")
+        document = evaluate_checkpoint(artefact, options)
     else:
-        config |= {"engine": engine, "num_samples": num_samples}
-        document = _bundle(resolve_bundle(artefact), data, config, threads)
-    emit(document, form, output, overwrite)
+        from flss_edge.cli.evaluate_bundle import evaluate_bundle
+
+        document = evaluate_bundle(resolve_bundle(artefact), options)
+    if document is not None:  # only the first of several processes reports
+        emit(document, form, output, overwrite)
 
 
 def pixel_fraction(text: str) -> float:
@@ -79,99 +201,8 @@ def pixel_fraction(text: str) -> float:
     except (ValueError, ZeroDivisionError):
         value = -1.0
     if not 0 <= value <= 1:
-        raise UsageError(f"{text!r} is no distance between pixels in [0, 1]", "write for example 8/255 or 0.03")
-    return value
-
-
-def _checkpoint(path: Path, data: Path, config: dict[str, Any], threads: int | None) -> Document:
-    require_training("evaluate CHECKPOINT")
-    import torch
-
-    from flss_edge.checkpoint import load_checkpoint
-    from flss_edge.cli.labelled import align_classes
-    from flss_edge.data import load_images
-    from flss_edge.evaluation import accuracy, pgd_accuracy
-    from flss_runtime.images import InputSpec
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(path)
-    size, per_class = checkpoint.model.config.image_size, checkpoint.training.get("validation_per_class")
-    found = load_images(data, config["split"], spec=InputSpec(size, size), validation_per_class=per_class)
-    images = _first(align_classes(found, checkpoint.class_names), config["limit"])
-    values = {"clean accuracy, no sampling": accuracy(checkpoint.model, images)}
-    steps, epsilon = config["pgd_steps"], config["epsilon"]
-    if steps:
-        values[f"PGD-{steps} accuracy, no sampling, epsilon {epsilon * 255:g}/255"] = pgd_accuracy(
-            checkpoint.model, images, epsilon=epsilon, step_size=config["step_size"], steps=steps, seed=config["seed"]
+        raise UsageError(
+            f"{text!r} is no distance between pixels in [0, 1]",
+            f"write for example 8/255 or 0.03{f'; did you mean {text}/255?' if text.isdigit() else ''}",
         )
-    artifact = {"checkpoint": str(path), "sha256": checkpoint.sha256}
-    return _document(_rows(values, len(images)), images, artifact, config, _warnings(checkpoint.training, found.source))
-
-
-def _bundle(path: Path, data: Path, config: dict[str, Any], threads: int | None) -> Document:
-    from flss_edge.cli.labelled import load_for_bundle
-    from flss_runtime.bundle import load_bundle
-    from flss_runtime.classifier import open_classifier
-    from flss_runtime.noise import SeededNoise
-
-    bundle = load_bundle(path)
-    policy = bundle.policy(config["num_samples"])
-    found = load_for_bundle(bundle, data, config["split"])
-    images = _first(found, config["limit"])
-    noise = SeededNoise(config["seed"])
-    with open_classifier(bundle, config["engine"], policy=policy, noise=noise, threads=threads) as classifier:
-        decisions = classifier.classify(images.images)
-    pairs = list(zip(decisions, images.labels.tolist(), strict=True))
-    accepted = [(decision, label) for decision, label in pairs if decision.accepted]
-    right = sum(decision.top_label == label for decision, label in pairs)
-    right_accepted = sum(decision.label == label for decision, label in accepted)
-    share = right_accepted / len(accepted) if accepted else None
-    values = {
-        "accuracy of the vote, nothing rejected": right / len(pairs),
-        "coverage (share accepted)": len(accepted) / len(pairs),
-        "falsely rejected (share of all)": (right - right_accepted) / len(pairs),
-    }
-    config |= {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale, "min_votes": policy.min_votes}
-    warnings = _warnings(bundle.manifest["checkpoint"].get("training") or {}, found.source)
-    rows = _rows(values, len(images))
-    rows.insert(1, {"metric": "accuracy of the accepted", "value": share, "n": len(accepted)})
-    return _document(rows, images, _digest(bundle), config, warnings)
-
-
-def _warnings(training: dict[str, Any], source: str) -> list[str]:
-    """Say so when the images include those that the network was trained on: `source` is then how theirs begins."""
-    if not str(training.get("data", "")).startswith(source):
-        return []
-    return [f"{source} includes the images that this network was trained on: these figures flatter it"]
-
-
-def _digest(bundle: Bundle) -> dict[str, Any]:
-    return {"bundle": str(bundle.path), "digest": bundle.digest}
-
-
-def _first(images: ImageSet, limit: int | None) -> ImageSet:
-    import numpy as np
-
-    return images if limit is None else images.take(np.arange(min(limit, len(images))), f"{images.source}[:{limit}]")
-
-
-def _rows(values: dict[str, float], count: int) -> list[dict[str, Any]]:
-    return [{"metric": name, "value": value, "n": count} for name, value in values.items()]
-
-
-def _document(
-    rows: list[dict[str, Any]],
-    images: ImageSet,
-    artifact: dict[str, Any],
-    config: dict[str, Any],
-    notes: list[str],
-) -> Document:
-    return Document(
-        command="evaluate",
-        columns=COLUMNS,
-        rows=rows,
-        artifact=artifact,
-        config={**config, "data": images.source, "data_sha256": images.sha256},
-        notes=notes,
-    )
+    return value

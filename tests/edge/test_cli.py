@@ -199,19 +199,6 @@ def test_names_are_no_markup_and_need_no_encoding(run: Runner, bundle: Path, lab
         assert result.code == 0 and "[red]" in result.out
 
 
-def test_evaluate_a_bundle_and_a_checkpoint(
-    run: Runner, bundle: Path, tiny_checkpoint: Path, labelled_pictures: Path
-) -> None:
-    rows = json.loads(run("evaluate", bundle, "--data", labelled_pictures, "--format", "json").out)["results"]
-    voted, accepted, coverage, false_rejects = (row["value"] for row in rows)
-    assert voted == pytest.approx(accepted * coverage + false_rejects)
-    radius = ("--epsilon", "4/255", "--step-size", "0.01")
-    attacked = run(
-        "evaluate", tiny_checkpoint, "--data", labelled_pictures, "--pgd-steps", "2", "--limit", "12", *radius
-    )
-    assert attacked.code == 0 and "epsilon 4/255" in attacked.out and " 12" in attacked.out
-
-
 def test_bench_prints_the_overhead_and_is_invalid_when_quick(run: Runner, bundle: Path, here: Path) -> None:
     result = run("bench", bundle, "--profile", "quick", "--threads", "1", "-o", "bench.json")
     assert result.code == 5 and "--allow-invalid" in result.err and "BENCH INVALID" in result.err

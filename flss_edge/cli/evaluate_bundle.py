@@ -1,0 +1,118 @@
+"""`flss-edge evaluate BUNDLE`: what ships, on clean images or on adversarial ones that were saved; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flss_edge.classifiers.answers import Answers
+from flss_edge.cli.evaluate import EvaluationOptions
+from flss_edge.cli.evaluation_report import document_of
+from flss_edge.cli.labelled import load_for_bundle
+from flss_edge.cli.output import Document, progress
+from flss_edge.data import ImageSet
+from flss_edge.robustness.adversarial_set import AdversarialSet, read_adversarial_set
+from flss_edge.robustness.results import classifier_results, corruption_results
+from flss_runtime.bundle import Bundle, load_bundle
+from flss_runtime.classifier import SmoothedClassifier, open_classifier
+from flss_runtime.environment import describe_environment
+from flss_runtime.errors import DataError, UsageError
+from flss_runtime.noise import SeededNoise
+
+
+def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
+    """Measure a bundle as a robot runs it."""
+    bundle = load_bundle(path)
+    policy = bundle.policy(options.num_samples)
+    notes: list[str] = []
+    if options.replay is None:
+        labels, attacks, images = _clean(bundle, options)
+        data: dict[str, Any] = {"data": images.source, "data_sha256": images.sha256}
+        notes += _trained_on(bundle, images)
+        batches: Any = [images.images]
+    else:
+        saved = read_adversarial_set(options.replay)
+        _check_fits(bundle, saved)
+        labels, attacks = saved.labels, saved.attacks
+        data = {key: saved.description.get(key) for key in ("data", "data_sha256", "epsilon", "suites", "sha256")}
+        batches = (saved.images(number) for number in range(len(attacks)))
+    noise = SeededNoise(options.seed)
+    answers: dict[str, Answers] = {}
+    with (
+        open_classifier(bundle, options.engine, policy=policy, noise=noise, threads=options.threads) as classifier,
+        progress() as report,
+    ):
+        for number, (attack, images_of) in enumerate(zip(attacks, batches, strict=True)):
+            report(str(attack["name"]), number / len(attacks))
+            answers[attack["name"]] = _answers(classifier, images_of)
+    groups = {attack["name"]: tuple(attack["groups"]) for attack in attacks}
+    name = "cascade" if "gate" in bundle.manifest["graphs"] else "vote"
+    threshold, highest = float(policy.min_votes), float(policy.num_samples)
+    results = {
+        "classifiers": [classifier_results(name, threshold, "of the bundle", labels, answers, groups, None, highest)],
+        "corruptions": corruption_results(name, labels, answers, groups),
+        "attacks": list(attacks),
+    }
+    config = {
+        "engine": options.engine,
+        "seed": options.seed,
+        "n": len(labels),
+        "num_samples": policy.num_samples,
+        "noise_scale": policy.noise_scale,
+        "min_votes": policy.min_votes,
+        **data,
+    }
+    artifact = {"bundle": path.name, "digest": bundle.digest}
+    found = {name: value for name, value in results.items() if value}
+    return document_of(found, config, artifact, describe_environment(), notes)
+
+
+def _clean(bundle: Bundle, options: EvaluationOptions) -> tuple[Any, Sequence[Mapping[str, Any]], ImageSet]:
+    if options.data is None:
+        raise UsageError("evaluate needs labelled images", "add --data DATA, or --replay FILE")
+    found = load_for_bundle(bundle, options.data, options.split)
+    if options.limit is not None and options.limit < len(found):
+        index = np.arange(options.limit) * len(found) // options.limit
+        found = found.take(index, f"{found.source}[{options.limit} evenly spaced]")
+    return found.labels, [{"name": "clean", "groups": ["clean"], "epsilon": 0.0, "victim": ""}], found
+
+
+def _answers(classifier: SmoothedClassifier, images: np.ndarray[Any, Any]) -> Answers:
+    decisions = classifier.classify(images)
+    for decision in decisions:
+        if decision.top_label is None:
+            raise DataError(
+                f"an image cannot be classified: {decision.reason}", "evaluate images of the bundle's input"
+            )
+    return Answers(
+        np.array([decision.top_label for decision in decisions], np.int64),
+        np.array([decision.votes for decision in decisions], np.float64),
+        np.array([decision.accepted for decision in decisions], np.bool_),
+    )
+
+
+def _check_fits(bundle: Bundle, saved: AdversarialSet) -> None:
+    classes = saved.description.get("classes")
+    if classes is not None and tuple(classes) != tuple(bundle.class_names):
+        raise DataError(
+            f"{saved.path} has {len(classes)} classes ({', '.join(classes[:3])} …), "
+            f"the bundle {len(bundle.class_names)} ({', '.join(bundle.class_names[:3])} …)",
+            "replay images of the same classes, in the same order",
+        )
+    if saved.labels.min() < 0 or saved.labels.max() >= len(bundle.class_names):
+        raise DataError(
+            f"labels run from {saved.labels.min()} to {saved.labels.max()}, the bundle's classes from 0 to "
+            f"{len(bundle.class_names) - 1}",
+            "replay images of the bundle's own classes",
+        )
+
+
+def _trained_on(bundle: Bundle, images: ImageSet) -> list[str]:
+    training = bundle.manifest["checkpoint"].get("training") or {}
+    source = images.source.partition("[")[0]
+    if not str(training.get("data", "")).startswith(source):
+        return []
+    return [f"{source} includes the images that this network was trained on: these figures flatter it"]

@@ -1,0 +1,315 @@
+"""`flss-edge evaluate CHECKPOINT`: a campaign of attacks in torch, and what it writes."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flss_edge.attacks import PlannedAttack
+from flss_edge.attacks.suites import SuiteSettings, check_suites, planned
+from flss_edge.augment import to_float
+from flss_edge.checkpoint import Checkpoint, load_checkpoint
+from flss_edge.cli.evaluate import QUICK_IMAGES, SWEEPS, EvaluationOptions
+from flss_edge.cli.evaluation_report import document_of, write_reports
+from flss_edge.cli.labelled import align_classes
+from flss_edge.cli.output import Document, progress, say
+from flss_edge.cli.training_session import entered_by_first, readable_torch_errors
+from flss_edge.cli.training_setup import resolved_device
+from flss_edge.data import ImageSet, load_images
+from flss_edge.parallel import Processes, join
+from flss_edge.robustness.adversarial_set import write_adversarial_set
+from flss_edge.robustness.campaign import Campaign
+from flss_edge.robustness.corruptions import planned_corruptions
+from flss_edge.robustness.evaluation import Extras, campaign_of, results_of
+from flss_edge.robustness.gallery import examples_of, plot_gallery
+from flss_edge.robustness.out_of_distribution import outside_images
+from flss_edge.robustness.state import State, occupied
+from flss_edge.robustness.subject import Subject, subject_of
+from flss_edge.robustness.sweeps import sweep_rows, swept
+from flss_runtime.atomic import refuse_existing
+from flss_runtime.environment import describe_environment
+from flss_runtime.errors import UsageError
+from flss_runtime.images import InputSpec
+
+FLAGS = {"suites": "--suite", "settings": "--set", "sources": "--transfer-from", "checks": "--checks"}
+NOT_RECORDED = ("engine", "overwrite", "replay")
+
+
+def evaluate_checkpoint(path: Path, options: EvaluationOptions) -> Document | None:
+    """Attack a checkpoint and return the result, or None in every process but the first."""
+    with ExitStack() as stack:
+        stack.enter_context(readable_torch_errors())
+        _check_options(options)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        processes, name = stack.enter_context(join(resolved_device(options.device)))
+        if processes.count > 1 and options.folder is None:
+            raise UsageError("several processes need a place to meet", "add --folder DIR")
+        return _evaluate(path, options, processes, torch.device(name))
+
+
+def _evaluate(path: Path, options: EvaluationOptions, processes: Processes, device: torch.device) -> Document | None:
+    checkpoint = load_checkpoint(path)
+    images, calibration = _images(checkpoint, options)
+    subject = _subject(checkpoint, calibration, options, device)
+    plan = _plan(subject, calibration, options, device)
+    subject, plan = swept(options.sweep, subject, plan, calibration, budget=options.budget, device=device)
+    extras = _extras(checkpoint, images, calibration, options)
+    campaign = campaign_of(
+        subject, images, plan, extras, seed=options.seed, batch_size=options.batch_size, device=device
+    )
+    with ExitStack() as stack:
+        if options.folder is not None:
+            identity = _identity(checkpoint, campaign, calibration, options)
+            claim = occupied(options.folder, identity, overwrite=options.overwrite)
+            stack.enter_context(entered_by_first(claim, processes))
+        state = State(options.folder, keep_images=options.save_adversarial is not None)
+        _run(campaign, state, processes)
+        processes.any(False)  # wait for the others' batches
+        if not processes.first:
+            return None
+        return _report(path, checkpoint, campaign, state, subject, calibration, extras, options)
+
+
+def _check_options(options: EvaluationOptions) -> None:
+    if options.data is None:
+        raise UsageError("evaluate needs labelled images", "add --data DATA")
+    check_suites(options.suites, options.epsilon)
+    if not 0 < options.budget < 1:
+        raise UsageError(f"--budget is {options.budget:g}", "give a share between 0 and 1, for example 0.10")
+    if options.sweep is not None and options.sweep not in SWEEPS:
+        raise UsageError(f"there is no sweep {options.sweep!r}", f"use one of {', '.join(SWEEPS)}")
+    if options.save_adversarial is not None:
+        refuse_existing(options.save_adversarial, options.overwrite)
+
+
+def _images(checkpoint: Checkpoint, options: EvaluationOptions) -> tuple[ImageSet, ImageSet]:
+    """Return the images to evaluate and those that freeze the thresholds."""
+    assert options.data is not None
+    spec = InputSpec(checkpoint.model.config.image_size, checkpoint.model.config.image_size)
+    per_class = checkpoint.training.get("validation_per_class")
+    found = load_images(options.data, options.split, spec=spec, validation_per_class=per_class)
+    images = _spaced(align_classes(found, checkpoint.class_names), options)
+    if options.calibration is not None:
+        stored = load_images(options.calibration, "test" if _has_test(options.calibration) else "train", spec=spec)
+    else:
+        stored = load_images(options.data, "calibration", spec=spec, validation_per_class=per_class)
+        if stored.source.partition("[")[0].endswith(":all") or stored.source.startswith(found.source):
+            raise UsageError(
+                f"{options.data} has no images of its own for the threshold", "add --calibration DATA with other images"
+            )
+    return images, align_classes(stored, checkpoint.class_names)
+
+
+def _has_test(path: Path) -> bool:
+    return path.is_dir() and (path / "test").is_dir()
+
+
+def _spaced(images: ImageSet, options: EvaluationOptions) -> ImageSet:
+    """Return evenly spaced images, because folders are sorted by class."""
+    limit = options.limit or (QUICK_IMAGES if options.suites == ("quick",) else len(images))
+    if limit >= len(images):
+        return images
+    index = np.arange(limit) * len(images) // limit
+    return images.take(index, f"{images.source}[{limit} evenly spaced]")
+
+
+def _subject(
+    checkpoint: Checkpoint, calibration: ImageSet, options: EvaluationOptions, device: torch.device
+) -> Subject:
+    return subject_of(
+        checkpoint,
+        calibration,
+        budget=options.budget,
+        num_samples=options.num_samples or 100,
+        noise_scale=options.noise_scale,
+        seed=options.seed,
+        device=device,
+        gate=None if options.gate is None else load_checkpoint(options.gate),
+    )
+
+
+def _plan(
+    subject: Subject, calibration: ImageSet, options: EvaluationOptions, device: torch.device
+) -> list[PlannedAttack]:
+    sources = {path.stem if path.stem not in ("best", "last") else path.parent.name: path for path in options.sources}
+    guides = to_float(torch.from_numpy(calibration.images).permute(0, 3, 1, 2).to(device))
+    settings = SuiteSettings(
+        epsilon=options.epsilon,
+        against=subject.against(options.against),
+        samples=options.eot,
+        sources={name: load_checkpoint(path).model.to(device).eval() for name, path in sources.items()},
+        guides=(guides, torch.from_numpy(calibration.labels).to(device)),
+        changed=_changed(options.settings),
+    )
+    plan = planned(options.suites, settings)
+    return plan + planned_corruptions() if options.corruptions else plan
+
+
+def _changed(settings: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
+    changed: dict[str, dict[str, str]] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        attack, dot, key = name.rpartition(".")
+        if not (equals and dot and attack and key and value):
+            raise UsageError(f"--set {text} is no ATTACK.KEY=VALUE", "write for example --set square.queries=1000")
+        changed.setdefault(attack, {})[key] = value
+    return changed
+
+
+def _extras(checkpoint: Checkpoint, images: ImageSet, calibration: ImageSet, options: EvaluationOptions) -> Extras:
+    known: dict[str, ImageSet | str] = {"calibration": calibration}
+    if str(checkpoint.training.get("data", "")).startswith(images.source.partition("[")[0]):
+        known["training"] = images.source
+    outside = None
+    if options.out_of_distribution is not None:
+        size = checkpoint.model.config.image_size
+        found = load_images(options.out_of_distribution, "test", spec=InputSpec(size, size))
+        outside = outside_images(_spaced(found, replace(options, limit=len(images))), images)
+    return Extras(checks=options.checks, known=known, outside=outside)
+
+
+def _identity(
+    checkpoint: Checkpoint, campaign: Campaign, calibration: ImageSet, options: EvaluationOptions
+) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint.sha256,
+        "data": campaign.images.sha256,
+        "calibration": calibration.sha256,
+        "plan": [[attack.name, attack.epsilon, attack.samples] for attack in campaign.plan],
+        "settings": sorted(options.settings),
+        "classifiers": {each.name: each.threshold for each in campaign.classifiers},
+        "num_samples": options.num_samples or 100,
+        "noise_scale": options.noise_scale,
+        "seed": campaign.seed,
+        "batch_size": campaign.batch_size,
+    }
+
+
+def _run(campaign: Campaign, state: State, processes: Processes) -> None:
+    total = campaign.passes / processes.count
+    done = paid = 0
+    began = time.monotonic()
+    with progress() as report:
+        for step in campaign.run(state, rank=processes.rank, count=processes.count):
+            done += step.images * step.passes
+            paid += 0 if step.loaded else step.images * step.passes
+            if processes.first:
+                left = (time.monotonic() - began) / paid * (total - done) if paid else 0.0
+                report(f"{step.attack}, {_duration(max(left, 0))} left", min(1.0, done / total))
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _report(
+    path: Path,
+    checkpoint: Checkpoint,
+    campaign: Campaign,
+    state: State,
+    subject: Subject,
+    calibration: ImageSet,
+    extras: Extras,
+    options: EvaluationOptions,
+) -> Document:
+    say("attacks done; checking them and writing the report")
+    outcome = campaign.outcome(state)
+    rule = f"strict rule, {options.budget:.0%} of {len(calibration)} images of {calibration.source}"
+    results = results_of(campaign, outcome, subject, extras, epsilon=options.epsilon, rule=rule)
+    if options.sweep is not None:
+        results["sweep"] = sweep_rows(options.sweep, results["classifiers"])
+    config = {
+        "suites": list(options.suites),
+        "epsilon": options.epsilon,
+        "split": options.split,
+        "seed": options.seed,
+        "n": len(campaign.images),
+        "data": campaign.images.source,
+        "data_sha256": campaign.images.sha256,
+        "calibration": {"data": calibration.source, "sha256": calibration.sha256, "n": len(calibration)},
+        "budget": options.budget,
+        "num_samples": options.num_samples or 100,
+        "noise_scale": options.noise_scale,
+        "eot": options.eot,
+        "settings": list(options.settings),
+        "batch_size": options.batch_size,
+        "device": device_name(campaign.device),
+        "threads": torch.get_num_threads(),
+        "recipe": checkpoint.training.get("config", {}).get("recipe"),
+    }
+    artifact = {"checkpoint": path.name, "sha256": checkpoint.sha256}
+    if options.save_adversarial is not None:
+        write_adversarial_set(
+            options.save_adversarial,
+            campaign.images.labels,
+            {"attacks": results["attacks"], **config, "classes": list(checkpoint.class_names), **artifact},
+            _attacked(campaign, state),
+            overwrite=options.overwrite,
+        )
+    document = document_of(results, config, artifact, describe_environment())
+    if options.folder is not None:
+        write_reports(options.folder, document, _command(path, options))
+        _draw_examples(options.folder, campaign, state, checkpoint.class_names)
+    return document
+
+
+def _draw_examples(folder: Path, campaign: Campaign, state: State, class_names: Sequence[str]) -> None:
+    """Draw what the first classifier answered to images of the first batch, under the attack that aims at it best."""
+    classifier = campaign.classifiers[0].name
+    names = [attack.name for attack in campaign.plan if attack.bounded and attack.epsilon > 0]
+    aimed = [name for name in names if name == f"{classifier}:accepted-wrong"] or names[:1]
+    clean, attacked = (state.load(name, 0) for name in ("clean", *aimed[:1]))
+    if not aimed or clean is None or attacked is None:
+        return
+    examples = examples_of(
+        clean.images.transpose(0, 2, 3, 1),
+        attacked.images.transpose(0, 2, 3, 1),
+        campaign.images.labels[: len(clean.images)],
+        (clean.answers[classifier], attacked.answers[classifier]),
+        class_names,
+    )
+    try:
+        plot_gallery(examples, folder / "examples.png", title=f"{classifier} under {aimed[0]}")
+    except UsageError:  # matplotlib is absent, and the plots have said so
+        return
+
+
+def _attacked(campaign: Campaign, state: State) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+    for attack in campaign.plan:
+        pieces = [state.load(attack.name, start) for start in campaign.starts]
+        yield np.concatenate([piece.images for piece in pieces if piece is not None])
+
+
+def _command(path: Path, options: EvaluationOptions) -> str:
+    """Return the command with every option that was used, files by their names only: where they lie is no matter."""
+    words = ["flss-edge", "evaluate", path.name]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in NOT_RECORDED or value in (None, (), False) or (field.name == "eot" and value == 0):
+            continue
+        flag = FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
+        for each in value if isinstance(value, tuple) else (value,):
+            words += (
+                [flag]
+                if each is True
+                else [
+                    flag,
+                    each.name if isinstance(each, Path) else f"{each:g}" if isinstance(each, float) else str(each),
+                ]
+            )
+    return shlex.join(words)
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or "cpu"."""
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"
