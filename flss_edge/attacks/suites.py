@@ -53,10 +53,10 @@ ENTRIES: Mapping[str, Entry] = {
     "gama-pgd": Entry(gama_pgd, _steps),
     **{f"gama-mt-{rank}": Entry(gama_mt, _steps, {"rank": rank}) for rank in (2, 3, 4, 5)},
     "gama-mt-untargeted": Entry(gama_mt, _steps, {"rank": None}),
-    "fab": Entry(fab, lambda settings: 3 * _restarted(settings)),
+    "fab": Entry(fab, lambda settings: 6 * _restarted(settings)),
     "square": Entry(square, lambda settings: int(settings["queries"]) // 3),
     "apgd-t": Entry(apgd_targeted, lambda settings: int(settings["steps"] * settings["targets"])),
-    "fab-t": Entry(fab_targeted, lambda settings: _restarted(settings) * int(settings["targets"])),
+    "fab-t": Entry(fab_targeted, lambda settings: 3 * _restarted(settings) * int(settings["targets"]) // 2),
     "pgd-long": Entry(pgd_restarts, _restarted),
     "confidence": Entry(confidence_wrong, lambda settings: int(settings["steps"] * (settings["restarts"] + 1))),
     "confidence-ce": Entry(confidence_ce, _restarted),
@@ -80,7 +80,8 @@ ADAPTIVE: Mapping[str, Callable[..., Tensor]] = {
     "wrong-majority": wrong_majority,
     "rejection": forced_rejection,
 }
-FEATURE_DISTANCES = ("l2", "l1", "cosine", "kl", "l2-both")
+FEATURE_DISTANCES = ("l2", "l1", "cosine")
+GAUSSIAN_DISTANCES = ("kl", "l2-both")  # of networks that give a standard deviation too
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class SuiteSettings:
         samples: draws that each gradient of the other attacks averages over; 0 attacks the path without sampling.
         sources: name -> network whose adversarial images are transferred.
         guides: images (G, 3, H, W) and labels (G,) of the feature-level attacks; None leaves them out.
+        gaussian: whether the network gives a Gaussian in its latent space.
         changed: attack name -> setting -> value in text, from the command line.
     """
 
@@ -101,6 +103,7 @@ class SuiteSettings:
     samples: int = 0
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
     guides: tuple[Tensor, Tensor] | None = None
+    gaussian: bool = True
     changed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -185,7 +188,7 @@ def _features(settings: SuiteSettings) -> list[PlannedAttack]:
     images, labels = settings.guides
     plan = []
     for choice in ("random", "nearest"):
-        for distance in FEATURE_DISTANCES:
+        for distance in (*FEATURE_DISTANCES, *(GAUSSIAN_DISTANCES if settings.gaussian else ())):
             run = functools.partial(
                 feature_attack, guide_images=images, guide_labels=labels, guide=choice, distance=distance
             )
@@ -213,8 +216,8 @@ def _bound(
 def _parsed(name: str, key: str, text: str, default: Any) -> Any:
     kind = float if default is None else type(default)
     try:
-        value = kind(text)
-    except ValueError:
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
         raise UsageError(f"{name}.{key} is {text!r}, no {kind.__name__}", f"its default is {default}") from None
     if kind is int and value < 1:
         raise UsageError(f"{name}.{key} is {value}", "give a whole number of at least 1")

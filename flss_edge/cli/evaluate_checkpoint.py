@@ -24,6 +24,7 @@ from flss_edge.cli.output import Document, progress, say
 from flss_edge.cli.training_session import entered_by_first, readable_torch_errors
 from flss_edge.cli.training_setup import resolved_device
 from flss_edge.data import ImageSet, load_images
+from flss_edge.model import FLSS
 from flss_edge.parallel import Processes, join
 from flss_edge.robustness.adversarial_set import write_adversarial_set
 from flss_edge.robustness.campaign import Campaign
@@ -148,6 +149,7 @@ def _plan(
         samples=options.eot,
         sources={name: load_checkpoint(path).model.to(device).eval() for name, path in sources.items()},
         guides=(guides, torch.from_numpy(calibration.labels).to(device)),
+        gaussian=isinstance(subject.networks[0], FLSS),
         changed=_changed(options.settings),
     )
     plan = planned(options.suites, settings)
