@@ -13,10 +13,10 @@ ROBOT := .venv-runtime
 # One line a package: an install of several minutes shows that it is alive, and errors (stderr) stay whole.
 PROGRESS := awk '/^(Collecting|Building|Installing)/ { line = substr($$0, 1, 100); print "  " line; fflush() }'
 
-.PHONY: help demo test test-slow test-gpu test-runtime check format bench clean
+.PHONY: help demo test peers test-slow test-gpu test-runtime check format bench clean
 
 help:
-	@sed -n '2,4p' Makefile | cut -c3-; echo "  make test-slow | test-gpu | test-runtime | check | format | bench | clean"
+	@sed -n '2,4p' Makefile | cut -c3-; echo "  make peers | test-slow | test-gpu | test-runtime | check | format | bench | clean"
 
 $(VENV)/installed: pyproject.toml
 	@echo "creating $(VENV) with torch, onnx, onnxruntime and the test tools (several minutes the first time)"
@@ -36,7 +36,17 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	@$(VENV)/bin/python -m pytest -m "not slow and not gpu" $(ARGS)
 
-test-slow: $(VENV)/installed
+# Independent implementations of the attacks, for tests and benchmarks/attacks.py only. adv-lib needs visdom, whose
+# source package builds with older setuptools alone; torchattacks pins an old requests that nothing here needs.
+$(VENV)/peers: $(VENV)/installed
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q "setuptools<81" wheel packaging
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q --no-build-isolation visdom tqdm requests
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -q --no-deps "adv-lib>=0.2.8" "torchattacks>=3.5.1"
+	@touch $@
+
+peers: $(VENV)/peers
+
+test-slow: $(VENV)/peers
 	@$(VENV)/bin/python -m pytest -m "slow and not gpu" $(ARGS)
 
 test-gpu: $(VENV)/installed

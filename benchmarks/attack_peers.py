@@ -211,5 +211,5 @@ def _module(name: str) -> Any:
     except ImportError as error:
         raise UsageError(
             f"the independent implementation cannot be imported ({error})",
-            f"pip install {PEERS[package]}, or name only other attacks with --only.",
+            f"make peers (it installs {PEERS[package]}), or name only other attacks with --only.",
         ) from error

@@ -9,7 +9,7 @@ ours (and the other way round in every second block), so that a drift of the mac
 all images once, as one batch; all are answered correctly without attack, because some attacks leave the others alone.
 What both found is stated too: an attack that gives up early is fast.
 
-The peers are installed for this benchmark only: pip install adv-lib torchattacks
+The peers are installed for this benchmark only: make peers
 """
 
 from __future__ import annotations

@@ -117,9 +117,7 @@ def adv_lib_attack(name: str) -> Callable[..., Tensor]:
     """An attack of adversarial-library; its imports may warn about each other's versions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        attacks = pytest.importorskip(
-            "adv_lib.attacks", reason="needs adversarial-library: pip install 'flss-edge[peers]'"
-        )
+        attacks = pytest.importorskip("adv_lib.attacks", reason="needs adversarial-library: make peers")
     found: Callable[..., Tensor] = getattr(attacks, name)
     return found
 
@@ -140,7 +138,7 @@ def fab_of_adv_lib(network: Network, images: Tensor, labels: Tensor) -> Tensor:
 def square_of_torchattacks(network: Network, images: Tensor, labels: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torchattacks = pytest.importorskip("torchattacks", reason="needs torchattacks: pip install 'flss-edge[peers]'")
+        torchattacks = pytest.importorskip("torchattacks", reason="needs torchattacks: make peers")
     attack = torchattacks.Square(network, norm="Linf", eps=EPSILON, n_queries=QUERIES, p_init=0.8, seed=0)
     found: Tensor = attack(images, labels)
     return found
