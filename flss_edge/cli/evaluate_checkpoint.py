@@ -301,15 +301,14 @@ def _command(path: Path, options: EvaluationOptions) -> str:
             continue
         flag = FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
         for each in value if isinstance(value, tuple) else (value,):
-            words += (
-                [flag]
-                if each is True
-                else [
-                    flag,
-                    each.name if isinstance(each, Path) else f"{each:g}" if isinstance(each, float) else str(each),
-                ]
-            )
+            words += [flag] if each is True else [flag, _written(field.name, each)]
     return shlex.join(words)
+
+
+def _written(name: str, value: Any) -> str:
+    if name == "epsilon":
+        return f"{255 * value:g}/255"
+    return value.name if isinstance(value, Path) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def device_name(device: torch.device) -> str:

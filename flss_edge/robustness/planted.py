@@ -23,6 +23,7 @@ CLOSENESS = 0.999  # where the border lies on the way from the innermost inner p
 MUST_FIND = 0.95  # share of the planted examples
 TOO_EASY = 0.5  # share that random search may find before the planted examples show nothing
 NOT_FOUND = "The attack misses what is there: remove what masks the gradients, try other losses, steps and step sizes."
+FEWEST_INNER = 100
 RIDGE = 1e-3  # of the mean variance, added to the covariance of fewer points than features
 
 
@@ -56,7 +57,7 @@ class Planted:
         return (logits[:, 1] > logits[:, 0]) & self.valid
 
 
-def plant(features: Features, images: Tensor, *, epsilon: float, draws: Draws, inner: int = 100) -> Planted:
+def plant(features: Features, images: Tensor, *, epsilon: float, draws: Draws, inner: int | None = None) -> Planted:
     """Plant one corner of each image's ball as its adversarial example.
 
     Args:
@@ -64,11 +65,15 @@ def plant(features: Features, images: Tensor, *, epsilon: float, draws: Draws, i
         images: (B, 3, H, W) float in [0, 1].
         epsilon: radius in pixel units of [0, 1].
         draws: random numbers of this batch.
-        inner: points of the ball that the readout has to keep apart from the planted one, beside the image itself.
+        inner: points of the ball that the readout has to keep apart from the planted one, beside the image itself. None
+            takes 100, or three for each feature: fewer leave the readout so much freedom that anything at the ball's
+            edge passes for the planted one, and random search finds it.
     """
     with torch.no_grad():
-        points = (_anywhere(images, draws, epsilon, f"inner {number}") for number in range(inner))
-        inside = torch.stack([features(images), *(features(point) for point in points)]).double()  # (n, B, D)
+        centre = features(images)
+        count = max(FEWEST_INNER, 3 * centre.shape[1]) if inner is None else inner
+        points = (_anywhere(images, draws, epsilon, f"inner {number}") for number in range(count))
+        inside = torch.stack([centre, *(features(point) for point in points)]).double()  # (n, B, D)
         planted = features(_corner(images, draws, epsilon, "planted")).double()
         mean = inside.mean(dim=0)
         centred = inside - mean

@@ -140,7 +140,7 @@ def test_a_missing_peer_names_the_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)  # as if it were not installed
     assert scripts["attacks"].main(tiny(checkpoint, tmp_path / "none.json", "--only", "square")) == 2
-    assert "pip install torchattacks" in capsys.readouterr().err
+    assert "make peers" in capsys.readouterr().err
     assert not (tmp_path / "none.json").exists()
 
 
