@@ -6,7 +6,7 @@ import io
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import torch
 from flss_edge import __version__
 from flss_edge.checkpoint import Checkpoint
 from flss_edge.data import ImageSet
-from flss_edge.model import FLSS
-from flss_export.graphs import FILES, GraphSet, build_graphs
-from flss_export.parity import ByteArray, reference_network, reference_outputs, replay
+from flss_edge.model import FLSS, Classifier
+from flss_export.cascade import gate_network
+from flss_export.graphs import FILES, GraphSet, build_graphs, gate_graph
+from flss_export.parity import ByteArray, gate_outputs, reference_network, reference_outputs, replay
 from flss_runtime.atomic import refuse_existing
 from flss_runtime.bundle import Bundle, write_bundle
+from flss_runtime.comparison import Comparison, Outputs, compare
 from flss_runtime.decision import SmoothingPolicy
-from flss_runtime.equivalence import Comparison, Outputs, compare
 from flss_runtime.errors import CheckFailed, CheckpointError, DataError, OutputError, UsageError
 from flss_runtime.images import InputSpec
 from flss_runtime.manifest import GOLDEN_NAME, REFERENCE_NAME
@@ -42,6 +43,7 @@ def export_bundle(
     checkpoint: Checkpoint,
     target: str | Path,
     *,
+    gate: Checkpoint | None = None,
     data: ImageSet | None = None,
     overwrite: bool = False,
     num_samples: int = 100,
@@ -53,6 +55,8 @@ def export_bundle(
     Args:
         checkpoint: As `load_checkpoint` returns it.
         target: The bundle's directory.
+        gate: A plain classifier, such as one trained with CCAT, that makes the bundle a cascade: what it is confident
+            about is not put to the vote.
         data: Labelled images of the network's size, best ones it was not trained on. Up to 600, evenly spaced, become
             the reference images that travel with the bundle. Without them synthetic images are compared, and the
             bundle says so.
@@ -66,30 +70,36 @@ def export_bundle(
 
     Raises:
         CheckFailed: ONNX Runtime decides differently from torch, or torch's exporter failed.
-        CheckpointError: The checkpoint has no digest, because it was never saved.
+        CheckpointError: A checkpoint has no digest, because it was never saved; or the gate does not fit the other.
         DataError: `data` does not fit the network.
         OutputError: `target` exists or cannot be written.
         UsageError: `num_samples`, `noise_scale` or `seed` is out of range.
         EngineUnavailable: ONNX Runtime is not installed.
     """
     refuse_existing(target, overwrite)
-    if not checkpoint.sha256:
-        raise CheckpointError(
-            "this checkpoint was never saved, so no digest can tie the bundle to it", "Save it, then load the file."
-        )
+    for each in (checkpoint, gate):
+        if each is not None and not each.sha256:
+            raise CheckpointError(
+                "this checkpoint was never saved, so no digest can tie the bundle to it", "Save it, then load the file."
+            )
     policy = SmoothingPolicy(num_samples, noise_scale, 0)
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed {seed} is out of range", "Give a whole number from 0 to 2**63 - 1.")
     network = checkpoint.flss()
+    plain = None if gate is None else gate_network(gate, checkpoint)
     chosen = _choose_images(network, data, seed)
     graphs = build_graphs(network)
-    reference, comparison = _compare(network, graphs, chosen, seed, policy)
+    if plain is not None:
+        graphs = replace(graphs, graphs={**graphs.graphs, "gate": gate_graph(plain)})
+    reference, comparison = _compare(network, plain, graphs, chosen, seed, policy)
     files: dict[str, bytes | Path] = {
         **graphs.files,
-        GOLDEN_NAME: _golden(network, chosen.images[:GOLDEN_IMAGES], seed, policy),
-        REFERENCE_NAME: _reference(chosen, reference.votes, seed, policy),
+        GOLDEN_NAME: _golden(network, plain, chosen.images[:GOLDEN_IMAGES], seed, policy),
+        REFERENCE_NAME: _reference(chosen, reference, seed, policy),
     }
     manifest = _manifest(checkpoint, Path(target), graphs, data, seed) | {"parity": comparison.to_json()}
+    if gate is not None:
+        manifest["gate_checkpoint"] = _origin(gate)
     defaults = {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale}
     return write_bundle(target, manifest, defaults, files, overwrite)
 
@@ -130,7 +140,7 @@ def _synthetic_images(count: int, size: int, seed: int) -> ByteArray:
 
 
 def _compare(
-    model: FLSS, graphs: GraphSet, chosen: _Images, seed: int, policy: SmoothingPolicy
+    model: FLSS, gate: Classifier | None, graphs: GraphSet, chosen: _Images, seed: int, policy: SmoothingPolicy
 ) -> tuple[Outputs, Comparison]:
     """Return torch's outputs, and how ONNX Runtime compares, unless it decides differently."""
     with tempfile.TemporaryDirectory(prefix="flss-export-") as folder:
@@ -142,7 +152,7 @@ def _compare(
             raise OutputError(
                 f"the graphs cannot be written to {folder} ({error.strerror})", "Free some space there, or set TMPDIR."
             ) from error
-        reference, candidate = replay(model, paths, chosen.images, seed, policy)
+        reference, candidate = replay(model, paths, chosen.images, seed, policy, gate=gate)
     comparison = compare(reference, candidate, name="torch against ort", real=chosen.real)
     if not comparison.passed:
         raise CheckFailed(
@@ -152,25 +162,30 @@ def _compare(
     return reference, comparison
 
 
-def _golden(model: FLSS, images: ByteArray, seed: int, policy: SmoothingPolicy) -> bytes:
+def _golden(model: FLSS, gate: Classifier | None, images: ByteArray, seed: int, policy: SmoothingPolicy) -> bytes:
     noise = SeededNoise(seed).take(len(images), policy.num_samples, model.config.features)
     expected = reference_outputs(reference_network(model), images, noise, policy.noise_scale)
     del expected["deterministic"]
+    if gate is not None:
+        expected |= gate_outputs(reference_network(gate), images)
     scale = np.float32(policy.noise_scale)
     return _npz({"images": images, "noise": noise, "noise_scale": scale, **expected})
 
 
-def _reference(chosen: _Images, votes: npt.NDArray[np.int64], seed: int, policy: SmoothingPolicy) -> bytes:
+def _reference(chosen: _Images, expected: Outputs, seed: int, policy: SmoothingPolicy) -> bytes:
     arrays: dict[str, Any] = {
         "images": chosen.images,
         "seed": np.int64(seed),
         "num_samples": np.int64(policy.num_samples),
         "noise_scale": np.float64(policy.noise_scale),
-        "votes": votes.astype(np.int32),
+        "votes": expected.votes.astype(np.int32),
         "real": np.bool_(chosen.real),
     }
     if chosen.labels is not None:
         arrays["labels"] = chosen.labels
+    if expected.gate is not None:
+        arrays["gate_confidence"] = expected.gate.confidence
+        arrays["mean_choices"] = expected.gate.mean_choices.astype(np.int32)
     return _npz(arrays)
 
 
@@ -193,7 +208,7 @@ def _manifest(
         "graphs": {role: FILES[role] for role in graphs.graphs},
         "precision": dict.fromkeys(graphs.graphs, "fp32"),
         "opset": graphs.opset,
-        "checkpoint": {"sha256": checkpoint.sha256, "origin": checkpoint.origin, "training": checkpoint.training},
+        "checkpoint": _origin(checkpoint),
         "data": {
             "validation_per_class": checkpoint.training.get("validation_per_class"),
             "reference": None if data is None else data.source,
@@ -207,3 +222,7 @@ def _manifest(
             "exporter": graphs.exporter,
         },
     }
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"sha256": checkpoint.sha256, "origin": checkpoint.origin, "training": checkpoint.training}

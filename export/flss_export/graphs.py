@@ -1,9 +1,9 @@
-"""The three ONNX graphs of a bundle, built from a torch FLSS model (docs/bundle-format.md).
+"""The ONNX graphs of a bundle, built from a torch FLSS model and, for a cascade, its gate (docs/bundle-format.md).
 
-The encoder and the deterministic network go through `torch.onnx.export`; its output is then rebuilt node by node, so
-that nothing of the exporting machine (paths, stack traces, producer) and none of the exporter's own names stay in the
-file. The head is written out by hand: it takes the noise as an input and folds the standard deviation into its first
-weight.
+The encoder, the deterministic network and the gate go through `torch.onnx.export`; its output is then rebuilt node by
+node, so that nothing of the exporting machine (paths, stack traces, producer) and none of the exporter's own names stay
+in the file. The head is written out by hand: it takes the noise as an input and folds the standard deviation into its
+first weight.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -21,13 +22,13 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from flss_edge.model import FLSS
+from flss_edge.model import FLSS, Classifier
 from flss_runtime.errors import CheckFailed
 
 OPSET = 18  # what torch's exporter writes without a version conversion; TensorRT 10.3 on Jetson still reads it
 IR_VERSION = 10
 EXPORTER = "torch.onnx.export(dynamo=True)"
-FILES = {"encoder": "encoder.onnx", "head": "head.onnx", "deterministic": "deterministic.onnx"}
+FILES = {role: f"{role}.onnx" for role in ("encoder", "head", "deterministic", "gate")}
 EXAMPLE_BATCH = 2  # a batch of 1 can be baked in as a constant (pytorch issue 157621)
 ANOTHER_TORCH = f"Use another version of torch and report this one ({torch.__version__})."
 FLOAT, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
@@ -37,11 +38,12 @@ RANDOM_OPERATORS = frozenset(
 )
 
 Shape = tuple[int | str, ...]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
 class GraphSet:
-    """Serialized graphs by role ("encoder", "head", "deterministic"), float32, self-contained, one opset."""
+    """Serialized graphs by role ("encoder", "head", "deterministic", "gate"), float32, self-contained, one opset."""
 
     graphs: Mapping[str, bytes]
     opset: int = OPSET
@@ -68,14 +70,29 @@ def build_graphs(model: FLSS) -> GraphSet:
     """
     fused = fuse_batch_norm(model)
     size, latent_dim, classes = model.config.image_size, model.config.features, model.config.num_classes
-    encoder = _export(_Encode(fused), size, {"mean": (FLOAT, ("B", latent_dim)), "std": (FLOAT, ("B", latent_dim))})
+    encoder = _export(
+        "encoder", _Encode(fused), size, {"mean": (FLOAT, ("B", latent_dim)), "std": (FLOAT, ("B", latent_dim))}
+    )
     outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", classes)), "choice": (INT64, ("B",))}
-    deterministic = _export(_Classify(fused), size, outputs)
+    deterministic = _export("deterministic", _Classify(fused), size, outputs)
     protos = {"encoder": encoder, "head": head_graph(fused.head), "deterministic": deterministic}
     return GraphSet({role: _serialize(role, proto) for role, proto in protos.items()})
 
 
-def fuse_batch_norm(model: FLSS) -> FLSS:
+def gate_graph(model: Classifier) -> bytes:
+    """Build the gate of a cascade: images (B, 3, H, W) float32 in [0, 1] -> logits (B, K).
+
+    Args:
+        model: without weight noise, on any device and in any mode; it is copied and stays as it is.
+
+    Raises:
+        CheckFailed: as `build_graphs`.
+    """
+    outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", model.config.num_classes))}
+    return _serialize("gate", _export("gate", fuse_batch_norm(model), model.config.image_size, outputs))
+
+
+def fuse_batch_norm(model: Net) -> Net:
     """Return a float32 CPU copy in eval mode whose batch norms are folded into the convolutions before them.
 
     Folded here, in float64, and not by the exporter: exported ResNets with wrong convolution biases were reported
@@ -85,7 +102,7 @@ def fuse_batch_norm(model: FLSS) -> FLSS:
     Raises:
         CheckFailed: a batch norm has no convolution to go into.
     """
-    fused = copy.deepcopy(model).cpu().double().eval()
+    fused: Net = copy.deepcopy(model).cpu().double().eval()
     for parent in list(fused.modules()):
         children = dict(parent.named_children())
         for name, norm in children.items():
@@ -169,7 +186,7 @@ class _Classify(nn.Module):
         return logits, logits.argmax(dim=1)
 
 
-def _export(network: nn.Module, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
+def _export(role: str, network: nn.Module, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
     # No output_names: an output called "mean" would share its name with the value of the mean-pooling node, which makes
     # the graph invalid (seen with torch 2.15). No stdout: some versions print what their rewriter did.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -188,10 +205,10 @@ def _export(network: nn.Module, size: int, outputs: Mapping[str, tuple[int, Shap
             raise CheckFailed(f"torch cannot export this network: {str(error)[-300:]}", ANOTHER_TORCH) from error
     if program is None:
         raise CheckFailed("torch.onnx.export returned no program", ANOTHER_TORCH)
-    return _rebuild(program.model_proto, size, outputs)
+    return _rebuild(role, program.model_proto, size, outputs)
 
 
-def _rebuild(exported: ModelProto, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
+def _rebuild(role: str, exported: ModelProto, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
     """Copy only operators, attributes and constants, under names that depend on nothing but the graph."""
     graph = exported.graph
     if [value.name for value in graph.input] != ["images"] or len(graph.output) != len(outputs):
@@ -213,8 +230,7 @@ def _rebuild(exported: ModelProto, size: int, outputs: Mapping[str, tuple[int, S
         copied = NodeProto(op_type=node.op_type, domain=node.domain, input=inputs, output=outputs_of)
         copied.attribute.extend(node.attribute)
         nodes.append(copied)
-    name = "encoder" if "mean" in outputs else "deterministic"
-    return _model(name, nodes, {"images": (FLOAT, ("B", 3, size, size))}, outputs, constants)
+    return _model(role, nodes, {"images": (FLOAT, ("B", 3, size, size))}, outputs, constants)
 
 
 def _constant_name(name: str, index: int) -> str:

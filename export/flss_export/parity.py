@@ -9,27 +9,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from flss_edge.checkpoint import Checkpoint
-from flss_edge.model import FLSS
+from flss_edge.model import FLSS, Classifier
+from flss_export.cascade import gate_network
 from flss_runtime.bundle import Bundle
-from flss_runtime.decision import SmoothingPolicy
+from flss_runtime.comparison import Comparison, GateOutputs, Outputs, compare, count_votes
+from flss_runtime.decision import SmoothingPolicy, confidences
 from flss_runtime.engines import Engine, open_engine
-from flss_runtime.equivalence import Comparison, Outputs, compare, count_votes
 from flss_runtime.errors import UsageError
 from flss_runtime.images import to_nchw
+from flss_runtime.manifest import ROLES
 from flss_runtime.noise import SeededNoise
 
 CHUNK = 32  # images: bounds the latents of a chunk to 7 MB at N = 100, D = 512
 
 ByteArray = npt.NDArray[np.uint8]
 Tensors = dict[str, npt.NDArray[Any]]
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def parity(
@@ -37,6 +42,7 @@ def parity(
     graphs: Bundle | Mapping[str, Path],
     images: ByteArray,
     *,
+    gate: Checkpoint | None = None,
     seed: int = 0,
     num_samples: int | None = None,
     noise_scale: float | None = None,
@@ -48,8 +54,10 @@ def parity(
 
     Args:
         checkpoint: What was exported.
-        graphs: The bundle, or role -> ONNX file for "encoder", "head" and, where it is to be compared, "deterministic".
+        graphs: The bundle, or role -> ONNX file for "encoder", "head" and, where it is to be compared, "deterministic";
+            of a cascade also "gate".
         images: (M, H, W, 3) uint8 of the network's size, M >= 1.
+        gate: What the gate of a cascade was exported from.
         seed: Of the noise; image i gets `SeededNoise(seed).at(i, N, D)`.
         num_samples: N; by default the bundle's, else 100.
         noise_scale: By default the bundle's, else 2.
@@ -59,16 +67,19 @@ def parity(
 
     Returns:
         The differences of mean, std, logits and deterministic logits, and every change of votes, classes and rejections
-        (these under the bundle's calibrated threshold for N, if it has one). `failures` is empty iff it passed:
+        (these under the bundle's calibrated thresholds for N, if it has them). `failures` is empty iff it passed:
         tensors within 1e-4 * max(1, largest value), votes within 1, no changed winner that was ahead by more than 2.
 
     Raises:
-        UsageError: Images or bundle do not fit the checkpoint's network.
+        UsageError: Images or bundle do not fit the checkpoint's network, or one has a gate and the other has none.
+        CheckpointError: The gate does not fit the checkpoint.
         EngineUnavailable: The engine is absent.
         InferenceError: The engine failed while running.
     """
     network = checkpoint.flss()
-    min_votes, scale, samples = None, 2.0, 100
+    plain = None if gate is None else gate_network(gate, checkpoint)
+    thresholds: dict[str, Any] = {}
+    scale, samples = 2.0, 100
     if isinstance(graphs, Bundle):
         _check_fit(network, graphs)
         scale, samples = graphs.noise_scale, graphs.num_samples
@@ -76,11 +87,15 @@ def parity(
         samples if num_samples is None else num_samples, scale if noise_scale is None else noise_scale, 0
     )
     if isinstance(graphs, Bundle):
-        entry = graphs.calibration(policy.num_samples) if policy.noise_scale == graphs.noise_scale else None
-        min_votes = None if entry is None else int(entry["min_votes"])
+        if policy.noise_scale == graphs.noise_scale and graphs.calibration(policy.num_samples) is not None:
+            calibrated = graphs.policy(policy.num_samples)
+            thresholds = {"min_votes": calibrated.min_votes, "min_confidence": calibrated.min_confidence}
         graphs = _files(graphs)
-    reference, candidate = replay(network, graphs, images, seed, policy, engine=engine, threads=threads)
-    return compare(reference, candidate, min_votes=min_votes, name="torch", real=real)
+    if ("gate" in graphs) != (plain is not None):
+        problem = "a gate's checkpoint was given, but the graphs have no gate" if plain else "the graphs have a gate"
+        raise UsageError(problem, "Give the gate's checkpoint with a cascade, and with nothing else.")
+    reference, candidate = replay(network, graphs, images, seed, policy, gate=plain, engine=engine, threads=threads)
+    return compare(reference, candidate, **thresholds, name="torch", real=real)
 
 
 def replay(
@@ -90,6 +105,7 @@ def replay(
     seed: int,
     policy: SmoothingPolicy,
     *,
+    gate: Classifier | None = None,
     engine: str = "ort",
     threads: int | None = None,
 ) -> tuple[Outputs, Outputs]:
@@ -108,9 +124,9 @@ def replay(
             f"images have shape {images.shape} and dtype {images.dtype}; expected (M, {size}, {size}, 3) uint8, M >= 1",
             "Load them at the size that the network was trained on.",
         )
-    network = reference_network(model)
+    network, plain = reference_network(model), None if gate is None else reference_network(gate)
     noise = SeededNoise(seed)
-    votes: tuple[list[Any], list[Any]] = ([], [])
+    sides = _Side(classes), _Side(classes)
     tensors: dict[str, list[tuple[Any, Any]]] = {}
     with ExitStack() as stack:
         engines = {
@@ -120,19 +136,44 @@ def replay(
         for chunk in _chunks(images):
             drawn = noise.take(len(chunk), policy.num_samples, model.config.features)
             expected = reference_outputs(network, chunk, drawn, policy.noise_scale)
+            if plain is not None:
+                expected |= gate_outputs(plain, chunk) | {"mean_choices": expected["deterministic"].argmax(axis=1)}
             found = _engine_outputs(engines, chunk, drawn, policy.noise_scale)
-            votes[0].append(count_votes(expected.pop("choices"), classes))
-            votes[1].append(count_votes(found.pop("choices"), classes))
+            sides[0].take(expected)
+            sides[1].take(found)
             for name, values in found.items():
                 tensors.setdefault(name, []).append(_extremes(expected[name], values))
     pairs = {name: [np.concatenate(side) for side in zip(*parts, strict=True)] for name, parts in tensors.items()}
     return (
-        Outputs(np.concatenate(votes[0]), {name: pair[0] for name, pair in pairs.items()}),
-        Outputs(np.concatenate(votes[1]), {name: pair[1] for name, pair in pairs.items()}),
+        sides[0].outputs({name: pair[0] for name, pair in pairs.items()}),
+        sides[1].outputs({name: pair[1] for name, pair in pairs.items()}),
     )
 
 
-def reference_network(model: FLSS) -> FLSS:
+@dataclass
+class _Side:
+    """What one implementation made of the chunks so far."""
+
+    classes: int
+    votes: list[Any] = field(default_factory=list)
+    confidence: list[Any] = field(default_factory=list)
+    mean_choices: list[Any] = field(default_factory=list)
+
+    def take(self, outputs: Tensors) -> None:
+        """Take what decides out of a chunk's outputs, which leaves the tensors to compare."""
+        self.votes.append(count_votes(outputs.pop("choices"), self.classes))
+        if "gate_logits" in outputs:
+            self.confidence.append(confidences(outputs["gate_logits"]))
+            self.mean_choices.append(outputs.pop("mean_choices"))
+
+    def outputs(self, tensors: Tensors) -> Outputs:
+        gate = None
+        if self.confidence:
+            gate = GateOutputs(np.concatenate(self.confidence), np.concatenate(self.mean_choices))
+        return Outputs(np.concatenate(self.votes), tensors, gate)
+
+
+def reference_network(model: Net) -> Net:
     """Return a float32 copy on the CPU in eval mode: what every exported graph is measured against."""
     return copy.deepcopy(model).cpu().float().eval()
 
@@ -168,6 +209,12 @@ def reference_outputs(model: FLSS, images: ByteArray, noise: npt.NDArray[np.floa
     }
 
 
+def gate_outputs(gate: Classifier, images: ByteArray) -> Tensors:
+    """Return what a gate has to give for images (B, H, W, 3) uint8, in torch: gate_logits (B, K)."""
+    with torch.inference_mode():
+        return {"gate_logits": gate(torch.from_numpy(to_nchw(images))).numpy()}
+
+
 def _engine_outputs(
     engines: Mapping[str, Engine], images: ByteArray, noise: npt.NDArray[np.float32], noise_scale: float
 ) -> Tensors:
@@ -178,6 +225,10 @@ def _engine_outputs(
     found: Tensors = {"mean": latent["mean"], "std": latent["std"], **outputs}
     if "deterministic" in engines:
         found["deterministic"] = engines["deterministic"].run({"images": pixels})["logits"]
+    if "gate" in engines:
+        found["gate_logits"] = engines["gate"].run({"images": pixels})["logits"]
+        still = {**inputs, "noise": np.zeros_like(noise[:1, :1]), "noise_scale": np.ones(1, np.float32)}
+        found["mean_choices"] = engines["head"].run(still)["choices"][:, 0]
     return found
 
 
@@ -195,7 +246,7 @@ def _chunks(images: ByteArray) -> Iterator[ByteArray]:
 
 def _files(bundle: Bundle) -> dict[str, Path]:
     roles = {key.split(".", 1)[0] for key in bundle.manifest["graphs"]}
-    return {role: bundle.graph(role) for role in ("encoder", "head", "deterministic") if role in roles}
+    return {role: bundle.graph(role) for role in ROLES if role in roles}
 
 
 def _check_fit(model: FLSS, bundle: Bundle) -> None:

@@ -25,6 +25,7 @@ from flss_runtime.errors import UsageError
 COLUMNS = {
     "num_samples": "N",
     "noise_scale": "noise scale",
+    "min_confidence": "min confidence",
     "min_votes": "min votes",
     "budget": "budget",
     "n": "images",
@@ -56,6 +57,8 @@ def calibrate(
 
     It is the strictest one that falsely rejects at most the budget's share of the images. These must be images that
     neither trained the model nor chose the checkpoint.
+
+    A cascade gets two: its gate keeps 99 % of what it classifies correctly; the vote's is chosen on the vote alone.
     """
     from flss_edge.cli.labelled import load_for_bundle
     from flss_runtime.bundle import load_bundle, store_calibration
@@ -71,7 +74,8 @@ def calibrate(
     if data is None:
         raise UsageError("calibrate needs labelled images", f"flss-edge calibrate {loaded.path} --data DATA")
     found = load_for_bundle(loaded, data, split)
-    policy = SmoothingPolicy(loaded.num_samples if num_samples is None else num_samples, loaded.noise_scale)
+    samples = loaded.num_samples if num_samples is None else num_samples
+    policy = SmoothingPolicy(samples, loaded.noise_scale, min_confidence=0.0 if loaded.has_gate else None)
     with (
         progress() as report,
         open_classifier(loaded, engine, policy=policy, noise=SeededNoise(seed), threads=threads) as classifier,
@@ -81,15 +85,22 @@ def calibrate(
         provenance = Provenance(found.source, found.sha256, used, seed)
         entry = calibrate_policy(classifier, found.images, found.labels, budget, provenance)
     stored = store_calibration(loaded, entry)
+    gate = {"min_confidence": entry["gate"]["min_confidence"]} if loaded.has_gate else {}
     document = Document(
         command="calibrate",
-        columns=COLUMNS,
-        rows=[entry],
+        columns={key: name for key, name in COLUMNS.items() if gate or key != "min_confidence"},
+        rows=[{**entry, **gate}],
         artifact={"bundle": str(stored.path), "digest": stored.digest},
         config={"engine": engine, "split": split, "seed": seed},
         notes=entry["notes"],
     )
     emit(document, form, output, overwrite)
+    if gate:
+        found_gate = entry["gate"]
+        say(
+            f"the gate answers from a confidence of {found_gate['min_confidence']:.6g}: {found_gate['confident']} of "
+            f"{entry['n']} images, {found_gate['kept']} of the {found_gate['correct']} that it classifies correctly"
+        )
     low, high = entry["interval"]
     say(
         f"stored in {stored.path}: accepted from {entry['min_votes']} of {entry['num_samples']} votes; "

@@ -23,6 +23,12 @@ def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Bundle folder; by default beside the checkpoint.")
     ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(
+            "--gate", help="Checkpoint of a plain classifier (recipe ccat): what it is sure of is not voted on."
+        ),
+    ] = None,
     data: DataOption = None,
     split: SplitOption = "test",
     num_samples: NumSamplesOption = None,
@@ -31,7 +37,7 @@ def export(
 ) -> None:
     """Export a checkpoint as a bundle.
 
-    Nothing is written if the graphs decide differently from torch (exit 1).
+    Nothing is written if the graphs decide differently from torch (exit 1). With --gate the bundle is a cascade.
 
     With --data the comparison uses real images, of which up to 600 travel with the bundle; without, synthetic ones.
     """
@@ -48,11 +54,14 @@ def export(
     with progress() as report:
         report(f"reading {checkpoint}", 0.0)
         loaded = load_checkpoint(checkpoint)
+        loaded_gate = None if gate is None else load_checkpoint(gate)
         size = loaded.model.config.image_size
         images = None if data is None else load_images(data, split, spec=InputSpec(size, size))
         report("exporting, and comparing torch with ONNX Runtime", 0.2)
         samples = 100 if num_samples is None else num_samples
-        bundle = export_bundle(loaded, target, data=images, overwrite=overwrite, num_samples=samples, seed=seed)
+        bundle = export_bundle(
+            loaded, target, gate=loaded_gate, data=images, overwrite=overwrite, num_samples=samples, seed=seed
+        )
     parity = bundle.manifest["parity"]
     kind = "real" if parity["real"] else "synthetic"
     say(

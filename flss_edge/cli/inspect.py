@@ -52,7 +52,8 @@ def _describe_bundle(bundle: Bundle) -> Document:
         f"resize {bundle.input.resize}",
         "classes": _classes(bundle.class_names),
         "latent size": bundle.latent_dim,
-        "checkpoint": f"{manifest['checkpoint']['origin']}, sha256 {manifest['checkpoint']['sha256']}",
+        "checkpoint": _origin(manifest["checkpoint"]),
+        **({"gate": _origin(manifest["gate_checkpoint"])} if bundle.has_gate else {}),
         "tools": ", ".join(f"{name} {version}" for name, version in manifest["tools"].items()),
         "default policy": f"{bundle.num_samples} samples, noise scale {bundle.noise_scale:g}",
     }
@@ -62,7 +63,7 @@ def _describe_bundle(bundle: Bundle) -> Document:
     facts["reference images"] = "reference.npz" if "reference.npz" in manifest["files"] else "none"
     for entry in bundle.calibrations:
         name = f"calibrated for N = {entry['num_samples']}, scale {entry['noise_scale']:g}"
-        facts[name] = f"min_votes {entry['min_votes']}" + _provenance(entry)
+        facts[name] = _thresholds(bundle, entry) + _provenance(entry)
     if not bundle.calibrations:
         facts["calibrated"] = f"no: flss-edge calibrate {bundle.path} --data DATA"
     return Document(
@@ -110,6 +111,21 @@ def _rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
 def _classes(names: tuple[str, ...]) -> str:
     shown = ", ".join(names[:12])
     return f"{len(names)}: {shown}{', …' if len(names) > 12 else ''}"
+
+
+def _origin(checkpoint: dict[str, Any]) -> str:
+    return f"{checkpoint['origin']}, sha256 {checkpoint['sha256']}"
+
+
+def _thresholds(bundle: Bundle, entry: dict[str, Any]) -> str:
+    votes = f"min_votes {entry['min_votes']}"
+    if not bundle.has_gate:
+        return votes
+    return (
+        f"min_confidence {entry['gate']['min_confidence']:.6g}, {votes}"
+        if "gate" in entry
+        else f"{votes}, no threshold for the gate"
+    )
 
 
 def _provenance(entry: dict[str, Any]) -> str:

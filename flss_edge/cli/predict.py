@@ -34,6 +34,7 @@ COLUMNS = {
     "votes": "votes",
     "num_samples": "N",
     "vote_share": "vote share",
+    "gated": "gated",
     "status": "status",
     "reason": "reason",
 }
@@ -75,7 +76,7 @@ def predict(
         rows = list(_rows(classifier, bundle, files))
     document = Document(
         command="predict",
-        columns=COLUMNS,
+        columns={key: name for key, name in COLUMNS.items() if bundle.has_gate or key != "gated"},
         rows=rows,
         artifact={"bundle": str(bundle.path), "digest": bundle.digest},
         config={
@@ -83,6 +84,7 @@ def predict(
             "num_samples": policy.num_samples,
             "noise_scale": policy.noise_scale,
             "min_votes": policy.min_votes,
+            "min_confidence": policy.min_confidence,
             "seed": seed,
         },
     )
@@ -171,6 +173,7 @@ def _row(file: Path, decision: Decision, class_names: Sequence[str], num_samples
         "status": str(decision.status),
         "reason": decision.reason,
         "counter": decision.counter,
+        "gated": decision.gated,
     }
 
 

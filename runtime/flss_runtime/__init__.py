@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle, load_bundle
     from flss_runtime.classifier import SmoothedClassifier, open_classifier
-    from flss_runtime.decision import Decision, SmoothingPolicy, Status, decide
+    from flss_runtime.decision import Decision, SmoothingPolicy, Status, decide, decide_cascade
     from flss_runtime.engines import Engine, TensorSpec, open_engine
     from flss_runtime.errors import FLSSError
     from flss_runtime.images import InputSpec, read_image
@@ -38,6 +38,7 @@ __all__ = [
     "SystemNoise",
     "TensorSpec",
     "decide",
+    "decide_cascade",
     "load_bundle",
     "open_classifier",
     "open_engine",
@@ -55,6 +56,7 @@ _HOME = {
     "SmoothingPolicy": "decision",
     "Status": "decision",
     "decide": "decision",
+    "decide_cascade": "decision",
     "Engine": "engines",
     "TensorSpec": "engines",
     "open_engine": "engines",

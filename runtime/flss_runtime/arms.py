@@ -79,7 +79,7 @@ def open_smoothed(bundle: Bundle, engine: str, num_samples: int, threads: int | 
 
 def _accept_all(bundle: Bundle, num_samples: int) -> SmoothingPolicy:
     """Return a policy without a threshold: what a frame costs does not depend on it, so no calibration is asked for."""
-    return SmoothingPolicy(num_samples=num_samples, noise_scale=bundle.noise_scale, min_votes=0)
+    return SmoothingPolicy(num_samples, bundle.noise_scale, 0, min_confidence=0.0 if bundle.has_gate else None)
 
 
 def check_answer(answer: object) -> None:
@@ -225,12 +225,17 @@ def staged_smoothed(
     bundle: Bundle, engine: str, num_samples: int, threads: int | None, seed: int, clock: StageClock
 ) -> Arm:
     """Open a classifier whose engines and noise are timed, otherwise wired as `open_classifier` does."""
+
+    def timed(role: str, share: int | None) -> TimedEngine:
+        return TimedEngine(open_engine(bundle.graph(role), engine, threads=share), role, clock)
+
     classifier = SmoothedClassifier(
-        TimedEngine(open_engine(bundle.graph("encoder"), engine, threads=threads), "encoder", clock),
-        TimedEngine(open_engine(bundle.graph("head"), engine, threads=1), "head", clock),
+        timed("encoder", threads),
+        timed("head", 1),
         TimedNoise(SeededNoise(seed), clock),
         _accept_all(bundle, num_samples),
         bundle.input,
         bundle.class_names,
+        timed("gate", threads) if bundle.has_gate else None,
     )
     return Arm(smoothed_name(num_samples), num_samples, classifier.classify, classifier.close)

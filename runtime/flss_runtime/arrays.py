@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flss_runtime.bundle import Bundle
+from flss_runtime.comparison import GateOutputs
 from flss_runtime.errors import BundleError
 from flss_runtime.manifest import GOLDEN_NAME, REFERENCE_NAME
 from flss_runtime.strict_json import EXPORT_AGAIN
@@ -37,6 +38,7 @@ class Golden:
         std: (G, D) float32.
         logits: (G, N, K) float32.
         choices: (G, N) int64.
+        gate_logits: (G, K) float32 of a cascade's gate; None without one.
     """
 
     images: npt.NDArray[np.uint8]
@@ -46,6 +48,7 @@ class Golden:
     std: FloatArray
     logits: FloatArray
     choices: npt.NDArray[np.int64]
+    gate_logits: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,7 @@ class Reference:
         noise_scale: Factor on the standard deviation.
         votes: (M, K) int64; each row sums to N.
         real: False where the images are synthetic.
+        gate: What a cascade's gate decides by; None without one.
     """
 
     images: npt.NDArray[np.uint8]
@@ -69,6 +73,7 @@ class Reference:
     noise_scale: float
     votes: npt.NDArray[np.int64]
     real: bool
+    gate: GateOutputs | None = None
 
 
 def read_golden(bundle: Bundle) -> Golden:
@@ -80,18 +85,16 @@ def read_golden(bundle: Bundle) -> Golden:
     found = _Members(bundle.path / GOLDEN_NAME)
     count, num_samples = found.size("choices", 0), found.size("choices", 1)
     latent, classes = bundle.latent_dim, bundle.num_classes
-    golden = Golden(
+    return Golden(
         images=found.images(bundle, count),
         noise=found.floats("noise", (count, num_samples, latent)),
         noise_scale=found.scale(),
         mean=found.floats("mean", (count, latent)),
         std=found.floats("std", (count, latent)),
         logits=found.floats("logits", (count, num_samples, classes)),
-        choices=found.integers("choices", (count, num_samples)),
+        choices=found.classes("choices", (count, num_samples), classes),
+        gate_logits=found.floats("gate_logits", (count, classes)) if bundle.has_gate else None,
     )
-    if golden.choices.min() < 0 or golden.choices.max() >= classes:
-        raise BundleError(f"{GOLDEN_NAME}: 'choices' leave the range 0 to {classes - 1}", EXPORT_AGAIN)
-    return golden
 
 
 def read_reference(bundle: Bundle) -> Reference | None:
@@ -112,6 +115,7 @@ def read_reference(bundle: Bundle) -> Reference | None:
         noise_scale=found.scale(),
         votes=found.integers("votes", (count, bundle.num_classes)),
         real=bool(found.get("real", "b", ())),
+        gate=_gate_outputs(found, count, bundle.num_classes) if bundle.has_gate else None,
     )
     votes, num_samples = reference.votes, reference.num_samples
     if num_samples < 1 or votes.min() < 0 or votes.max() > num_samples or (votes.sum(axis=1) != num_samples).any():
@@ -120,6 +124,11 @@ def read_reference(bundle: Bundle) -> Reference | None:
     if reference.seed < 0:
         raise BundleError(f"{REFERENCE_NAME}: 'seed' is negative", EXPORT_AGAIN)
     return reference
+
+
+def _gate_outputs(found: _Members, count: int, classes: int) -> GateOutputs:
+    confidence = found.finite("gate_confidence", (count,)).astype(np.float64)
+    return GateOutputs(confidence, found.classes("mean_choices", (count,), classes))
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -196,11 +205,20 @@ class _Members:
             raise BundleError(f"{self.name}: 'images' is {images.dtype}; expected uint8", EXPORT_AGAIN)
         return images
 
-    def floats(self, key: str, shape: tuple[int, ...]) -> FloatArray:
-        array = self.get(key, "f", shape).astype(np.float32)
+    def finite(self, key: str, shape: tuple[int, ...]) -> Array:
+        array = self.get(key, "f", shape)
         if not np.isfinite(array).all():
             raise BundleError(f"{self.name}: {key!r} holds NaN or infinity", EXPORT_AGAIN)
-        return np.ascontiguousarray(array)
+        return array
+
+    def floats(self, key: str, shape: tuple[int, ...]) -> FloatArray:
+        return np.ascontiguousarray(self.finite(key, shape).astype(np.float32))
+
+    def classes(self, key: str, shape: tuple[int, ...], count: int) -> npt.NDArray[np.int64]:
+        array = self.integers(key, shape)
+        if array.min() < 0 or array.max() >= count:
+            raise BundleError(f"{self.name}: {key!r} leave the range 0 to {count - 1}", EXPORT_AGAIN)
+        return array
 
     def integers(self, key: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
         return self.get(key, "iu", shape).astype(np.int64)

@@ -23,7 +23,7 @@ from flss_runtime.integrity import (
     sha256_file,
 )
 from flss_runtime.manifest import (
-    FORMAT_VERSION,
+    GATE,
     MANIFEST_NAME,
     MODE,
     POLICY_NAME,
@@ -32,7 +32,9 @@ from flss_runtime.manifest import (
     check_manifest,
     check_name,
     check_policy,
+    has_gate,
     policy_digest,
+    version_for,
 )
 from flss_runtime.strict_json import Json, file_json, read_json
 
@@ -69,11 +71,16 @@ class Bundle:
         """Return the place of a listed file, or None where the bundle has none of that name."""
         return self.path / name if name in self.manifest["files"] else None
 
+    @property
+    def has_gate(self) -> bool:
+        """Whether this is a cascade: a gate decides first, and only what it is not sure of is put to the vote."""
+        return has_gate(self.manifest)
+
     def graph(self, role: str, precision: str = "fp32") -> Path:
         """Return the ONNX graph of a role.
 
         Args:
-            role: "encoder", "head" or "deterministic".
+            role: "encoder", "head", "deterministic" or "gate".
             precision: "fp32", "fp16" or "int8".
 
         Raises:
@@ -93,32 +100,41 @@ class Bundle:
         return available[precision]
 
     def calibration(self, num_samples: int | None = None) -> Json | None:
-        """Return the calibration entry for N (default: the policy's) at the policy's noise scale, or None."""
+        """Return the calibration entry for N (default: the policy's) at the policy's noise scale, or None.
+
+        An entry without threshold for the gate is none for a cascade.
+        """
         wanted = self.num_samples if num_samples is None else num_samples
         for entry in self.calibrations:
             if (entry["num_samples"], entry["noise_scale"], entry["mode"]) == (wanted, self.noise_scale, MODE):
-                return entry
+                return entry if GATE in entry or not self.has_gate else None
         return None
 
     def policy(self, num_samples: int | None = None) -> SmoothingPolicy:
         """Return the calibrated policy for N samples (default: the policy's).
 
         Raises:
-            UncalibratedError: There is no threshold for this N; a guess would break the false-reject budget.
+            UncalibratedError: There is no threshold for this N, or none for the gate; a guess would break the
+                false-reject budget.
             UsageError: N < 1.
         """
         wanted = self.num_samples if num_samples is None else num_samples
         bare = SmoothingPolicy(wanted, self.noise_scale, 0)
         entry = self.calibration(wanted)
         if entry is None:
-            have = ", ".join(f"N = {e['num_samples']} at scale {e['noise_scale']}" for e in self.calibrations) or "none"
+            have = ", ".join(map(self._described, self.calibrations)) or "none"
             problem = (
                 f"{self.path} is not calibrated for N = {wanted} at noise scale {self.noise_scale} (it has {have})"
             )
             option = "" if wanted == self.num_samples else f" -n {wanted}"
             fix = f"flss-edge calibrate {self.path} --data DATA --budget 0.10{option}"
             raise UncalibratedError(problem, fix)
-        return SmoothingPolicy(bare.num_samples, bare.noise_scale, entry["min_votes"])
+        min_confidence = float(entry[GATE]["min_confidence"]) if self.has_gate else None
+        return SmoothingPolicy(bare.num_samples, bare.noise_scale, entry["min_votes"], min_confidence)
+
+    def _described(self, entry: Json) -> str:
+        bare = " without its gate" if self.has_gate and GATE not in entry else ""
+        return f"N = {entry['num_samples']} at scale {entry['noise_scale']}{bare}"
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -140,7 +156,7 @@ def load_bundle(path: str | Path) -> Bundle:
         check_file(file_inside(root, name), expected["sha256"], expected["size"])
     digest = hashlib.sha256(raw).hexdigest()
     policy, _ = read_json(file_inside(root, POLICY_NAME))
-    check_policy(policy, digest)
+    check_policy(policy, digest, manifest["format_version"])
     return Bundle(
         path=Path(path),
         digest=digest,
@@ -181,11 +197,12 @@ def write_bundle(
     with atomic_directory(target, overwrite) as folder:
         table = {check_name(name): _place(folder / name, content) for name, content in files.items()}
         created = {"created": utc_now()}
-        manifest = {"format_version": FORMAT_VERSION, **created, **manifest_fields, "files": table}
+        version = version_for(manifest_fields)
+        manifest = {"format_version": version, **created, **manifest_fields, "files": table}
         raw = file_json(manifest)
         (folder / MANIFEST_NAME).write_bytes(raw)
         policy = {"calibrations": [], **policy_fields}
-        (folder / POLICY_NAME).write_bytes(_sealed_policy(policy, hashlib.sha256(raw).hexdigest()))
+        (folder / POLICY_NAME).write_bytes(_sealed_policy(policy, hashlib.sha256(raw).hexdigest(), version))
         load_bundle(folder)
     return load_bundle(target)
 
@@ -209,10 +226,10 @@ def store_calibration(bundle: Bundle, entry: Mapping[str, Any]) -> Bundle:
     place = file_inside(directory, POLICY_NAME)
     with one_writer(directory):  # else of two calibrations at once, one would be lost
         policy, _ = read_json(place)
-        check_policy(policy, bundle.digest)
+        check_policy(policy, bundle.digest, bundle.manifest["format_version"])
         kept = [other for other in policy["calibrations"] if check_calibration(other) != key]
         policy["calibrations"] = sorted([*kept, dict(entry)], key=check_calibration)
-        content = _sealed_policy(policy, bundle.digest)
+        content = _sealed_policy(policy, bundle.digest, bundle.manifest["format_version"])
         with atomic_write(place) as temporary:
             temporary.write_bytes(content)
     return load_bundle(bundle.path)
@@ -257,8 +274,8 @@ def _place(place: Path, content: bytes | Path) -> dict[str, Any]:
     return {"sha256": sha256_file(place), "size": place.stat().st_size}
 
 
-def _sealed_policy(policy: Mapping[str, Any], manifest_sha256: str) -> bytes:
-    sealed = {**policy, "format_version": FORMAT_VERSION, "manifest_sha256": manifest_sha256}
+def _sealed_policy(policy: Mapping[str, Any], manifest_sha256: str, version: int) -> bytes:
+    sealed = {**policy, "format_version": version, "manifest_sha256": manifest_sha256}
     file_json(sealed)  # refuses what cannot be written before a digest is taken of it
     sealed["sha256"] = policy_digest(sealed)
     return file_json(sealed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from flss_runtime.errors import UsageError
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
 
 class Status(str, Enum):
@@ -38,6 +39,8 @@ class SmoothingPolicy:
         num_samples: Latent samples an image, N >= 1.
         noise_scale: Factor on the encoder's standard deviation, finite and >= 0; 0 is the plain mean path.
         min_votes: An image is accepted iff its top class has at least this many of the N votes; 0 accepts everything.
+        min_confidence: Of a cascade: where the gate is at least this confident, in [0, 1], no vote is asked; None where
+            there is no gate.
 
     Raises:
         UsageError: A value lies outside its range.
@@ -46,6 +49,7 @@ class SmoothingPolicy:
     num_samples: int = 100
     noise_scale: float = 2.0
     min_votes: int = 0
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -64,6 +68,11 @@ class SmoothingPolicy:
                 "votes",
                 f"pass min_votes between 0 and {self.num_samples}, or calibrate again for this number of samples",
             )
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise UsageError(
+                f"min_confidence is {self.min_confidence}; a softmax confidence lies in [0, 1]",
+                "pass min_confidence between 0 and 1, or None for a classifier without gate",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +81,15 @@ class Decision:
 
     Attributes:
         label: Class index of an accepted image; None whenever there is no answer.
-        top_label: Class index with the most votes even when rejected; None where nothing voted.
-        votes: Votes of the top class, 0 to N.
+        top_label: Class index with the most votes even when rejected; where `gated`, the answer itself; None where
+            nothing voted.
+        votes: Votes of the top class, 0 to N; where `gated`, that class need not have the most.
         vote_share: `votes` / N, in [0, 1].
         status: Why there is an answer, or why there is none.
         counter: Counter of the noise this image got (`KeyedNoise.at` replays it); None where nothing voted.
         reason: For people: what was wrong with an invalid or failed image, otherwise empty.
+        gated: True iff the gate of a cascade was confident enough, so that the label is the class of the latent mean
+            and no number of votes was asked for.
     """
 
     label: int | None
@@ -87,6 +99,7 @@ class Decision:
     status: Status
     counter: int | None = None
     reason: str = ""
+    gated: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -163,6 +176,58 @@ def decide(
             )
         )
     return decisions
+
+
+def decide_cascade(
+    choices: npt.NDArray[np.integer[Any]],
+    policy: SmoothingPolicy,
+    confidence: npt.NDArray[np.floating[Any]],
+    mean_choices: npt.NDArray[np.integer[Any]],
+    counters: Sequence[int] | None = None,
+) -> list[Decision]:
+    """Decide as a cascade: a confident gate lets the class of the latent mean through, otherwise the vote decides.
+
+    Source: the CCAT + FLSS cascade of the paper (section 5.4). An image is `gated` iff the gate's confidence is at
+    least `policy.min_confidence`; it is then never rejected. Everything else is `decide`, on the same votes.
+
+    Args:
+        choices: (B, N), as for `decide`.
+        policy: As for `decide`, with a `min_confidence`.
+        confidence: (B,) finite, of the gate, as `confidences` gives it.
+        mean_choices: (B,) integers >= 0, the class of each image's latent mean.
+        counters: As for `decide`.
+
+    Raises:
+        UsageError: As `decide`; or the policy has no `min_confidence`, or the shapes do not fit.
+    """
+    voted = decide(choices, policy, counters)
+    if policy.min_confidence is None:
+        raise UsageError("the policy has no min_confidence, which a cascade needs", "calibrate the bundle's gate")
+    if confidence.shape != (len(voted),) or mean_choices.shape != (len(voted),):
+        raise UsageError(
+            f"{confidence.shape} confidences and {mean_choices.shape} mean classes for {len(voted)} images",
+            "pass one of each an image",
+        )
+    decisions = []
+    for row, decision in enumerate(voted):
+        if confidence[row] >= policy.min_confidence:
+            label = int(mean_choices[row])
+            votes = int(np.count_nonzero(choices[row] == label))
+            share, accepted = votes / policy.num_samples, Status.ACCEPTED
+            decision = replace(
+                decision, label=label, top_label=label, votes=votes, vote_share=share, status=accepted, gated=True
+            )
+        decisions.append(decision)
+    return decisions
+
+
+def confidences(logits: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Return the largest softmax probability of each row, (B,) float64, of logits (B, K).
+
+    In float64, because a network that was trained to be confident is so to within less than float32 can tell from 1.
+    """
+    scores = logits.astype(np.float64)
+    return np.asarray(1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1))
 
 
 def _check_choices(choices: npt.NDArray[np.integer[Any]]) -> None:

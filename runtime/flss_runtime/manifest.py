@@ -15,13 +15,14 @@ from flss_runtime.errors import BundleError
 from flss_runtime.images import InputSpec
 from flss_runtime.strict_json import EXPORT_AGAIN, Fields, Json, canonical_json, describe, is_printable
 
-FORMAT_VERSION = 1
+VERSIONS = (1, 2)
 MANIFEST_NAME = "manifest.json"
 POLICY_NAME = "policy.json"
 GOLDEN_NAME = "golden.npz"
 REFERENCE_NAME = "reference.npz"
 PRECISIONS = ("fp32", "fp16", "int8")
-ROLES = ("encoder", "head", "deterministic")
+ROLES = ("encoder", "head", "deterministic", "gate")
+GATE = "gate"
 MODE = "latent"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -32,23 +33,32 @@ def policy_digest(policy: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json({key: value for key, value in policy.items() if key != "sha256"})).hexdigest()
 
 
-def check_version(values: Json, where: str) -> None:
-    """Refuse a format version other than ours, saying which it is.
+def has_gate(manifest: Mapping[str, Any]) -> bool:
+    """Tell whether a manifest lists a gate, in whatever precision."""
+    graphs = manifest.get("graphs")
+    return isinstance(graphs, Mapping) and any(key.split(".", 1)[0] == GATE for key in graphs)
+
+
+def version_for(manifest: Mapping[str, Any]) -> int:
+    """Return the format version of a bundle: 2 with a gate, which a reader of version 1 would overlook, else 1."""
+    return 2 if has_gate(manifest) else 1
+
+
+def check_version(values: Json, where: str) -> int:
+    """Return the format version, unless it is one that we do not read.
 
     Raises:
-        BundleError: Missing, not an integer, older or newer.
+        BundleError: Missing, not an integer, or newer.
     """
     version = values.get("format_version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise Fields(values, where).fail("format_version", "a positive integer")
-    if version > FORMAT_VERSION:
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        problem = f"{where} has format version {version}, newer than this flss-edge, which reads only {known}"
         fix = "upgrade flss-edge on this machine, or export with the version that is installed here"
-    else:
-        fix = "export the checkpoint again with this version of flss-edge"
-    if version != FORMAT_VERSION:
-        age = "newer" if version > FORMAT_VERSION else "older"
-        problem = f"{where} has format version {version}, {age} than this flss-edge, which reads only {FORMAT_VERSION}"
         raise BundleError(problem, fix)
+    return version
 
 
 def check_manifest(values: Json) -> None:
@@ -57,7 +67,7 @@ def check_manifest(values: Json) -> None:
     Raises:
         BundleError: A key is missing, of the wrong type, or contradicts another.
     """
-    check_version(values, MANIFEST_NAME)
+    version = check_version(values, MANIFEST_NAME)
     fields = Fields(values, MANIFEST_NAME)
     fields.text("name")
     fields.text("created")
@@ -65,22 +75,27 @@ def check_manifest(values: Json) -> None:
     fields.integer("opset", 1)
     _check_classes(fields)
     InputSpec.from_json(values.get("input"))
-    checkpoint = fields.object("checkpoint")
-    checkpoint.sha256("sha256")
-    checkpoint.text("origin")
+    _check_checkpoint(fields.object("checkpoint"))
     fields.object("data")
     fields.object("tools")
     listed = _check_files(fields.object("files"))
     _check_graphs(fields, listed)
+    if version != version_for(values):
+        needs = "has a gate, which needs" if has_gate(values) else "has no gate, which is"
+        raise BundleError(
+            f"{MANIFEST_NAME} {needs} format version {version_for(values)}; found {version}", EXPORT_AGAIN
+        )
+    if has_gate(values):
+        _check_checkpoint(fields.object("gate_checkpoint"))
 
 
-def check_policy(values: Json, manifest_sha256: str) -> None:
-    """Check policy.json (section 5) and that it belongs to the manifest with this digest.
+def check_policy(values: Json, manifest_sha256: str, version: int) -> None:
+    """Check policy.json (section 5) and that it belongs to the manifest with this digest and format version.
 
     Raises:
         BundleError: Altered, of another bundle, or with impossible values.
     """
-    check_version(values, POLICY_NAME)
+    found_version = check_version(values, POLICY_NAME)
     fields = Fields(values, POLICY_NAME)
     fix = "restore policy.json, or calibrate again: flss-edge calibrate BUNDLE --data DATA --budget 0.10"
     stated, found = fields.sha256("sha256"), policy_digest(values)
@@ -91,6 +106,8 @@ def check_policy(values: Json, manifest_sha256: str) -> None:
     if owner != manifest_sha256:
         made_for = f"it was made for manifest {owner[:12]}…, the one beside it is {manifest_sha256[:12]}…"
         raise BundleError(f"policy.json belongs to another bundle: {made_for}", fix)
+    if found_version != version:
+        raise BundleError(f"policy.json has format version {found_version}, the manifest beside it {version}", fix)
     fields.integer("num_samples", 1)
     fields.number("noise_scale")
     seen: set[tuple[int, float, str]] = set()
@@ -111,6 +128,10 @@ def check_calibration(entry: object, where: str = "calibration") -> tuple[int, f
     fields = Fields(entry, where)
     num_samples = fields.integer("num_samples", 1)
     fields.integer("min_votes", 0, num_samples)
+    if GATE in fields.keys():
+        gate = fields.object(GATE)
+        if gate.number("min_confidence") > 1:
+            raise gate.fail("min_confidence", "a number from 0 to 1")
     return num_samples, fields.number("noise_scale"), fields.text("mode")
 
 
@@ -137,6 +158,11 @@ def _check_classes(fields: Fields) -> None:
     if repeated:
         problem = f"{fields.where}: class name {repeated[0]!r} occurs more than once"
         raise BundleError(problem, "give every class its own name and export again")
+
+
+def _check_checkpoint(fields: Fields) -> None:
+    fields.sha256("sha256")
+    fields.text("origin")
 
 
 def _check_files(fields: Fields) -> set[str]:

@@ -13,9 +13,9 @@ from flss_edge.model import ModelConfig
 from flss_export.graphs import head_graph
 from flss_export.parity import CHUNK, parity, reference_network, reference_outputs, replay
 from flss_runtime.bundle import Bundle, store_calibration
+from flss_runtime.comparison import count_votes
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.engines import open_engine
-from flss_runtime.equivalence import count_votes
 from flss_runtime.errors import EngineUnavailable, FLSSError, UsageError
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise

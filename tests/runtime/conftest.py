@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flss_runtime.images import InputSpec
+
+if TYPE_CHECKING:
+    from .cascades import Gate
 
 FLOAT = int(TensorProto.FLOAT)
 INT64 = int(TensorProto.INT64)
@@ -129,6 +132,14 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyMo
 @pytest.fixture(scope="session")
 def tiny(make_model: Callable[..., TinyModel]) -> TinyModel:
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def gate(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """The gate of a cascade whose vote is `tiny`."""
+    from .cascades import make_gate
+
+    return make_gate(tmp_path_factory.mktemp("gate") / "gate.onnx", tiny)
 
 
 @pytest.fixture()

@@ -184,7 +184,7 @@ FILES: list[tuple[str, str, Callable[[Path], object], str]] = [
 ]
 
 MANIFESTS: list[tuple[str, Callable[[JSON], object], str]] = [
-    ("newer", lambda m: m.update(format_version=2), "version 2, newer than this flss-edge, which reads only 1"),
+    ("newer", lambda m: m.update(format_version=3), "version 3, newer than this flss-edge, which reads only 1 and 2"),
     ("zero", lambda m: m.update(format_version=0), "'format_version' must be a positive integer"),
     ("version as text", lambda m: m.update(format_version="1"), "positive integer; found str '1'"),
     ("version as bool", lambda m: m.update(format_version=True), "positive integer"),
@@ -393,8 +393,8 @@ class TestStore:
     def test_two_at_once_are_both_kept(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         bundle, checked = load_bundle(place), bundle_module.check_policy
 
-        def check_slowly(policy: JSON, digest: str) -> None:
-            checked(policy, digest)
+        def check_slowly(policy: JSON, digest: str, version: int) -> None:
+            checked(policy, digest, version)
             time.sleep(0.05)  # between reading and writing
 
         monkeypatch.setattr(bundle_module, "check_policy", check_slowly)

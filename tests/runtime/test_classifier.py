@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flss_runtime import classifier as classifier_module
+from flss_runtime import batches as batches_module
 from flss_runtime.bundle import store_calibration
 from flss_runtime.classifier import SmoothedClassifier, open_classifier
 from flss_runtime.decision import Decision, SmoothingPolicy, Status, decide
@@ -87,7 +87,7 @@ def test_chunks_change_nothing(tiny: TinyModel, frames: Frames, monkeypatch: pyt
         expected, latent = classifier.vote(many), classifier.encode(many)
     for name, value in {"_MAX_BATCH": 5, "_CHUNK_BYTES": 4 * 100 * 16 * 3, "_INPUT_BYTES": 4 * 3 * 64 * 2}.items():
         with monkeypatch.context() as patch, open_tiny(tiny) as classifier:
-            patch.setattr(classifier_module, name, value)
+            patch.setattr(batches_module, name, value)
             np.testing.assert_array_equal(classifier.vote(many), expected)
             np.testing.assert_allclose(classifier.encode(many).mean, latent.mean, atol=1e-6)
 

@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as arrays
 
 from flss_runtime.arrays import read_arrays, read_golden, read_reference
 from flss_runtime.bundle import store_calibration
+from flss_runtime.comparison import Outputs, compare, count_votes
 from flss_runtime.decision import tally
-from flss_runtime.equivalence import Outputs, compare, count_votes, verify_bundle
+from flss_runtime.equivalence import verify_bundle
 from flss_runtime.errors import BundleError
 
 from .bundles import NUM_SAMPLES, entry, golden_arrays, npz, reference_arrays, votes_of, write_tiny

@@ -1,0 +1,220 @@
+"""How far two implementations of a classifier are apart, and how far they may be (docs/bundle-format.md, section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flss_runtime.decision import Decision, SmoothingPolicy, decide, decide_cascade
+from flss_runtime.statistics import clopper_pearson_upper
+
+TENSOR_TOLERANCE = 1e-4
+MAX_VOTE_CHANGE = 1
+CLEAR_LEAD = 2
+CONFIDENCE = 0.95
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """What one implementation made of the same images under the same noise.
+
+    Attributes:
+        votes: (M, K) integers, the votes of each class; each row sums to N.
+        tensors: Name -> array, such as "mean" (M, D), "std" (M, D), "logits" (M, N, K); may be empty.
+        gate: What a cascade's gate decides by; None where there is no gate, or nothing is to be said about it.
+    """
+
+    votes: IntArray
+    tensors: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    gate: GateOutputs | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GateOutputs:
+    """What a cascade answers with where its gate is confident.
+
+    Attributes:
+        confidence: (M,) of the gate.
+        mean_choices: (M,) class of each image's latent mean.
+    """
+
+    confidence: FloatArray
+    mean_choices: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far a candidate is from the reference on one set of images.
+
+    Attributes:
+        name: What was replayed, such as "golden".
+        images: M.
+        real: Whether the images are real ones; synthetic images say nothing about flip rates on real ones.
+        tensor_differences: Tensor -> largest absolute difference.
+        tensor_limits: Tensor -> the most that is allowed: 1e-4 * max(1, largest absolute reference value).
+        largest_vote_change: Over all images and classes.
+        class_flips: Images whose winner changed.
+        clear_winner_flips: Of these, images whose winner was more than 2 votes ahead.
+        rejection_flips: Images accepted by one and rejected by the other; None without a calibrated min_votes.
+        class_flip_bound: One-sided 95 % Clopper-Pearson upper bound of the rate of class flips.
+        rejection_flip_bound: The same of rejection flips.
+        failures: What exceeds a limit, in words.
+        gate_flips: Images that the gate lets pass for one and not for the other, or with another class; None without a
+            gate, or without a calibrated min_confidence.
+    """
+
+    name: str
+    images: int
+    real: bool
+    tensor_differences: dict[str, float]
+    tensor_limits: dict[str, float]
+    largest_vote_change: int
+    class_flips: int
+    clear_winner_flips: int
+    rejection_flips: int | None
+    class_flip_bound: float
+    rejection_flip_bound: float | None
+    failures: tuple[str, ...]
+    gate_flips: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        """True iff nothing exceeds a limit."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields and the verdict as JSON values; a difference that is not finite becomes null.
+
+        `gate_flips` is left out where there is nothing to say about a gate.
+        """
+        finite = {key: value if np.isfinite(value) else None for key, value in self.tensor_differences.items()}
+        values = asdict(self)
+        if self.gate_flips is None:
+            del values["gate_flips"]
+        return {**values, "tensor_differences": finite, "failures": list(self.failures), "passed": self.passed}
+
+
+def compare(
+    reference: Outputs,
+    candidate: Outputs,
+    *,
+    min_votes: int | None = None,
+    min_confidence: float | None = None,
+    name: str = "reference",
+    real: bool = True,
+) -> Comparison:
+    """Compare two implementations that saw the same images and the same noise.
+
+    Args:
+        reference: What counts as right, usually torch in float32.
+        candidate: What is examined; it has to have every tensor of the reference.
+        min_votes: Threshold for counting rejection flips.
+        min_confidence: The same of the gate, where both have its outputs.
+        name: What was replayed, for the messages.
+        real: Whether the images are real.
+
+    Raises:
+        ValueError: The votes are no counts of the same N for the same images.
+    """
+    _check_votes(reference.votes, candidate.votes)
+    differences, limits = _tensor_differences(reference.tensors, candidate.tensors)
+    change = int(np.abs(reference.votes - candidate.votes).max())
+    flipped = reference.votes.argmax(axis=1) != candidate.votes.argmax(axis=1)  # (M,)
+    ordered = np.sort(reference.votes, axis=1)
+    clear = int((flipped & (ordered[:, -1] - ordered[:, -2] > CLEAR_LEAD)).sum())
+    rejections, gate = _decision_flips(reference, candidate, min_votes, min_confidence)
+    images, flips = len(flipped), int(flipped.sum())
+    failures = [
+        f"{name}: {key} differs by {differences[key]:.3g}, allowed {limits[key]:.3g}"
+        for key in differences
+        if not differences[key] <= limits[key]
+    ]
+    if change > MAX_VOTE_CHANGE:
+        failures.append(f"{name}: a vote count changed by {change}, allowed {MAX_VOTE_CHANGE}")
+    if clear:
+        failures.append(f"{name}: {clear} of {images} winners changed that were more than {CLEAR_LEAD} votes ahead")
+    return Comparison(
+        name=name,
+        images=images,
+        real=real,
+        tensor_differences=differences,
+        tensor_limits=limits,
+        largest_vote_change=change,
+        class_flips=flips,
+        clear_winner_flips=clear,
+        rejection_flips=rejections,
+        class_flip_bound=clopper_pearson_upper(flips, images, CONFIDENCE),
+        rejection_flip_bound=None if rejections is None else clopper_pearson_upper(rejections, images, CONFIDENCE),
+        failures=tuple(failures),
+        gate_flips=gate,
+    )
+
+
+def count_votes(choices: npt.NDArray[np.integer[Any]], num_classes: int) -> IntArray:
+    """Return the votes of every class, (B, K) int64, from choices (B, N) in 0 to K - 1."""
+    rows = np.arange(len(choices), dtype=np.int64)[:, None] * num_classes
+    counts = np.bincount((rows + choices).ravel(), minlength=len(choices) * num_classes)
+    return counts.reshape(len(choices), num_classes).astype(np.int64)
+
+
+def _tensor_differences(
+    reference: Mapping[str, npt.NDArray[Any]], candidate: Mapping[str, npt.NDArray[Any]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    differences: dict[str, float] = {}
+    limits: dict[str, float] = {}
+    for key, expected in reference.items():
+        found = candidate.get(key)
+        limits[key] = TENSOR_TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0)))
+        if found is None or found.shape != expected.shape or not np.isfinite(found).all():
+            differences[key] = float("inf")
+        else:
+            apart = np.abs(expected.astype(np.float64) - found)
+            differences[key] = float(apart.max(initial=0.0))
+    return differences, limits
+
+
+def _decision_flips(
+    reference: Outputs, candidate: Outputs, min_votes: int | None, min_confidence: float | None
+) -> tuple[int | None, int | None]:
+    """Return how many images change between accepted and rejected, and how many the gate answers differently."""
+    if min_votes is None:
+        return None, None
+    gates = reference.gate is not None and candidate.gate is not None
+    policy = SmoothingPolicy(int(reference.votes[0].sum()), 0.0, min_votes, min_confidence if gates else None)
+    pairs = list(zip(_decisions(reference, policy), _decisions(candidate, policy), strict=True))
+    rejections = sum(before.accepted != after.accepted for before, after in pairs)
+    if policy.min_confidence is None:
+        return rejections, None
+    return rejections, sum(_passed(before) != _passed(after) for before, after in pairs)
+
+
+def _decisions(outputs: Outputs, policy: SmoothingPolicy) -> list[Decision]:
+    choices = _as_choices(outputs.votes)
+    if outputs.gate is None or policy.min_confidence is None:
+        return decide(choices, policy)
+    return decide_cascade(choices, policy, outputs.gate.confidence, outputs.gate.mean_choices)
+
+
+def _passed(decision: Decision) -> int | None:
+    return decision.label if decision.gated else None
+
+
+def _as_choices(votes: IntArray) -> IntArray:
+    """Return choices (M, N) that count to `votes` (M, K), for the one decision rule."""
+    images, classes = votes.shape
+    return np.repeat(np.tile(np.arange(classes), images), votes.ravel()).reshape(images, -1)
+
+
+def _check_votes(reference: IntArray, candidate: IntArray) -> None:
+    if reference.ndim != 2 or reference.shape != candidate.shape or reference.shape[0] < 1 or reference.shape[1] < 2:
+        raise ValueError(f"expected two (M, K) tables of votes; got {reference.shape} and {candidate.shape}")
+    totals = np.concatenate([reference.sum(axis=1), candidate.sum(axis=1)])
+    if min(reference.min(), candidate.min()) < 0 or (totals != totals[0]).any() or totals[0] < 1:
+        raise ValueError("every row of votes has to sum to the same number of samples, with no negative count")
