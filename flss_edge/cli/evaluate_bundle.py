@@ -50,7 +50,7 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
             answers[attack["name"]] = _answers(classifier, images_of)
     groups = {attack["name"]: tuple(attack["groups"]) for attack in attacks}
     name = "cascade" if "gate" in bundle.manifest["graphs"] else "vote"
-    threshold, highest = float(policy.min_votes), float(policy.num_samples)
+    threshold, highest = float(policy.min_votes), float(policy.num_samples * (2 if name == "cascade" else 1))
     results = {
         "classifiers": [classifier_results(name, threshold, "of the bundle", labels, answers, groups, None, highest)],
         "corruptions": corruption_results(name, labels, answers, groups),
@@ -63,6 +63,7 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
         "num_samples": policy.num_samples,
         "noise_scale": policy.noise_scale,
         "min_votes": policy.min_votes,
+        "min_confidence": policy.min_confidence,
         **data,
     }
     artifact = {"bundle": path.name, "digest": bundle.digest}
@@ -87,9 +88,12 @@ def _answers(classifier: SmoothedClassifier, images: np.ndarray[Any, Any]) -> An
             raise DataError(
                 f"an image cannot be classified: {decision.reason}", "evaluate images of the bundle's input"
             )
+    most = classifier.policy.num_samples
+    # What the gate of a cascade lets pass is accepted whatever its votes: it stands above all votes.
+    scores = [decision.votes + (most if decision.gated else 0) for decision in decisions]
     return Answers(
         np.array([decision.top_label for decision in decisions], np.int64),
-        np.array([decision.votes for decision in decisions], np.float64),
+        np.array(scores, np.float64),
         np.array([decision.accepted for decision in decisions], np.bool_),
     )
 

@@ -41,6 +41,7 @@ from flss_runtime.errors import UsageError
 from flss_runtime.images import InputSpec
 
 FLAGS = {"suites": "--suite", "settings": "--set", "sources": "--transfer-from", "checks": "--checks"}
+SHOWN_FROM = 0.002  # of all work: earlier, the time left would be a guess
 NOT_RECORDED = ("engine", "overwrite", "replay")
 
 
@@ -205,8 +206,9 @@ def _run(campaign: Campaign, state: State, processes: Processes) -> None:
             done += step.images * step.passes
             paid += 0 if step.loaded else step.images * step.passes
             if processes.first:
-                left = (time.monotonic() - began) / paid * (total - done) if paid else 0.0
-                report(f"{step.attack}, {_duration(max(left, 0))} left", min(1.0, done / total))
+                left = (time.monotonic() - began) / max(paid, 1) * max(total - done, 0)
+                when = "" if paid < SHOWN_FROM * total else f", {_duration(left)} left"
+                report(f"{step.attack}, {min(1.0, done / total):.0%} done{when}", min(1.0, done / total))
 
 
 def _duration(seconds: float) -> str:

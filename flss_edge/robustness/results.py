@@ -58,7 +58,9 @@ def group_figures(
     attacked = attacks_of(answers, groups)
     names = dict.fromkeys(group for attack in attacked for group in groups[attack] if group != CLEAN)
     sets = {group: [attack for attack in attacked if group in groups[attack]] for group in names}
-    if len(sets) != 1:
+    if not sets:
+        sets[CLEAN] = []
+    elif len(sets) > 1:
         sets[EVERYTHING] = [attack for attack in attacked if attack != CLEAN]
     return {
         group: summarise(labels, {each: attacked[each] for each in (CLEAN, *members)}, no_sampling)

@@ -135,7 +135,10 @@ def test_calibrate_numbers_classes_as_the_bundle_does(
     entry = json.loads(run("calibrate", "--data", "some", "--split", "test", "--format", "json").out)["results"][0]
     whole = json.loads(run("evaluate", "--data", labelled_pictures, "--format", "json").out)
     assert entry["n"] == 20 and 0 < entry["correct"] / 20 <= 1
-    assert whole["results"][0]["value"] > 0
+    (classifier,) = whole["results"]["classifiers"]
+    figures = classifier["groups"]["clean"]
+    assert classifier["name"] == "vote" and figures["nat_0"]["n"] == 60 and figures["nat_0"]["share"] > 0
+    assert figures["fc"]["share"] == pytest.approx(figures["nat_10"]["share"] * figures["coverage"]["share"])
 
 
 def test_predict_answers_in_every_format(run: Runner, bundle: Path, labelled_pictures: Path) -> None:
