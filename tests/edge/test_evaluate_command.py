@@ -194,3 +194,16 @@ def test_an_uncalibrated_bundle_and_one_of_other_classes(
     np.savez("other.npz", **{**kept, "description": np.array(text)})
     result = run("evaluate", calibrated_bundle, "--replay", "other.npz")
     assert result.code == 7 and "same classes" in result.err
+
+
+def test_two_processes_find_what_one_finds(run: Runner, tiny_checkpoint: Path, pictures: Path) -> None:
+    common = ("evaluate", str(tiny_checkpoint), "--data", "colours.npz", *FAST, "--batch-size", "3", "--threads", "1")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*launcher, "flss_edge", *common, "--device", "cpu", "--folder", "two", "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    one = run(*common, "--folder", "one", "--format", "json")
+    assert classifiers(done.stdout) == classifiers(one.out)
+    assert len(list(Path("two/pieces").iterdir())) == 2 * 4
+    alone = subprocess.run([*launcher, "flss_edge", *common], capture_output=True, text=True, timeout=240, check=False)
+    assert alone.returncode != 0 and "--folder" in alone.stderr and "internal error" not in alone.stderr
