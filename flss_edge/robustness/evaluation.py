@@ -95,6 +95,7 @@ def results_of(
         rule: where the thresholds come from, in words.
     """
     groups = {attack.name: attack.groups for attack in campaign.plan}
+    victims = {attack.name: attack.victim for attack in campaign.plan}
     labels = outcome.labels
     control = outcome.answers.get(NO_SAMPLING)
     results: dict[str, Any] = {"classifiers": [], "corruptions": []}
@@ -111,7 +112,7 @@ def results_of(
         results["corruptions"] += corruption_results(classifier.name, labels, answers, groups)
     results["attacks"] = [_attack_row(attack, outcome.seconds[attack.name], len(labels)) for attack in campaign.plan]
     results["persistent"] = persistent_results(outcome.probed)
-    results["controls"] = control_results(labels, outcome.answers, groups, COMPARED, MATCHED)
+    results["controls"] = control_results(labels, outcome.answers, groups, COMPARED, MATCHED, victims)
     if extras.outside is not None:
         results["out_of_distribution"] = [
             _outside_row(classifier, outcome.answers[classifier.name]["clean"], extras.outside, campaign)

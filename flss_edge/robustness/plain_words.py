@@ -44,6 +44,11 @@ def control(found: Mapping[str, Any]) -> str:
         sentences.append(
             f"The noise of {first} is fresh for each answer, so an image had {found['tries']} chances of a wrong one."
         )
+    if found.get("spared"):
+        sentences.append(
+            f"The adaptive attacks aim at others and reach {first} by transfer alone, so its own figures flatter it "
+            f"(--against {first})."
+        )
     decisive = found.get("matched_here", found)
     if decisive is not found:
         shares = f"{percent(decisive['coverage']['first'])} % and {percent(decisive['coverage']['second'])} %"

@@ -117,6 +117,7 @@ def control_results(
     groups: Groups,
     names: Sequence[str],
     control: str,
+    victims: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Compare classifiers with their control under every attack of the evaluation.
 
@@ -126,10 +127,12 @@ def control_results(
         groups: of every attack.
         names: classifiers to compare, as far as they are there; one whose noise is fresh is named "vote".
         control: name of the control; without it the list is empty.
+        victims: attack -> name of the classifier that it aims at, "" for the path without sampling.
 
     Returns:
         `comparison.compare` of each, with "first" and "second", the names; "tries", how many answers with noise of
-        their own an image got; and "matched_here", the comparison at exactly the first's coverage of these images.
+        their own an image got; "spared", whether adaptive attacks aim at others and none at the first; and
+        "matched_here", the comparison at exactly the first's coverage of these images.
     """
     rows = []
     for name in names:
@@ -138,6 +141,8 @@ def control_results(
             tries = len(pair[0]) if name == "vote" else 1
             # Thresholds that were frozen on other images need not answer equally many of these.
             matched = compare(labels, pair[0], at_coverage_of(*pair))
-            row = {"first": name, "second": control, "tries": tries, **compare(labels, *pair)}
+            aimed = {victim for victim in victims.values() if victim}
+            spared = bool(aimed) and name not in aimed
+            row = {"first": name, "second": control, "tries": tries, "spared": spared, **compare(labels, *pair)}
             rows.append(row | {"matched_here": matched})
     return rows

@@ -102,7 +102,7 @@ def result(swept: str = "epsilon") -> dict[str, Any]:
                 classifier_results(name, thresholds[name], rule, labels, each, GROUPS, plain)
                 for name, each in all_answers.items()
             ],
-            "controls": control_results(labels, all_answers, GROUPS, ["vote"], "no-sampling-matched"),
+            "controls": control_results(labels, all_answers, GROUPS, ["vote"], "no-sampling-matched", {"pgd": ""}),
             "attacks": [
                 {
                     "name": name,

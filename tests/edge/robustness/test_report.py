@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flss_edge.classifiers.answers import Answers
 from flss_edge.cli.output import Document, Format, _render
 from flss_edge.robustness.comparison import paired
 from flss_edge.robustness.plain_words import control, percent, with_interval
 from flss_edge.robustness.report import COLUMNS, markdown, notes, table_rows
+from flss_edge.robustness.results import control_results
 
 from .made_up import result
 
@@ -199,3 +201,23 @@ def test_a_comparison_matched_on_these_images_decides() -> None:
     assert "**vote does worse than control**" in text
     assert "threshold moved until both accept alike" in text
     assert "not quite matched" not in text
+
+
+def test_what_a_comparison_hides_is_said() -> None:
+    plain = control(compared((30, 2), (5, 5)))
+    assert "chances" not in plain and "flatter" not in plain
+    assert "17 chances" in control({**compared((30, 2), (5, 5)), "tries": 17})
+    assert "--against vote" in control({**compared((30, 2), (5, 5)), "spared": True})
+
+
+def test_a_classifier_that_no_adaptive_attack_aims_at_is_spared() -> None:
+    labels, one = np.zeros(4, np.int64), Answers(np.zeros(4, np.int64), np.ones(4), np.ones(4, np.bool_))
+    answers = {name: {"clean": one, "a": one} for name in ("vote", "vote-fixed", "control")}
+    names, groups = ("vote", "vote-fixed", "absent"), {"clean": ["clean"], "a": ["adaptive"]}
+    found = control_results(labels, answers, groups, names, "control", {"clean": "", "a": "vote"})
+    assert [(row["first"], row["tries"], row["spared"]) for row in found] == [
+        ("vote", 2, False),
+        ("vote-fixed", 1, True),
+    ]
+    unaimed = control_results(labels, answers, groups, names, "control", {"clean": "", "a": ""})
+    assert not any(row["spared"] for row in unaimed)
