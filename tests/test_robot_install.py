@@ -56,6 +56,10 @@ def test_the_robots_commands_work(
     succeed(command, "inspect", calibrated_bundle, cwd=tmp_path)
     verified = json.loads(succeed(command, "verify", calibrated_bundle, "--format", "json", cwd=tmp_path))
     assert verified["results"]["passed"] is True
+    measured = json.loads(
+        succeed(command, "evaluate", calibrated_bundle, "--data", labelled_pictures, "--format", "json", cwd=tmp_path)
+    )
+    assert measured["results"]["classifiers"][0]["groups"]["clean"]["n"] == 60
     predicted = succeed(command, "predict", calibrated_bundle, labelled_pictures, "--format", "json", cwd=tmp_path)
     assert {row["status"] for row in json.loads(predicted)["results"]} == {"accepted", "low_vote"}
     quick = ("--profile", "quick", "--allow-invalid", "--format", "json")

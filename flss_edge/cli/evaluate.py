@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flss_edge.cli.evaluation_options import SWEEPS, EvaluationOptions
 from flss_edge.cli.inspect import CHECKPOINT_SUFFIXES
 from flss_edge.cli.options import (
     DataOption,
@@ -24,42 +24,6 @@ from flss_edge.cli.options import (
 )
 from flss_edge.cli.output import check_output, emit
 from flss_runtime.errors import UsageError
-
-QUICK_IMAGES = 200
-SWEEPS = ("epsilon", "noise-scale", "num-samples")
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """The options of the command, read but not yet checked against any artefact; see their help texts."""
-
-    data: Path | None
-    split: str
-    limit: int | None
-    suites: tuple[str, ...]
-    epsilon: float
-    settings: tuple[str, ...]
-    against: tuple[str, ...]
-    gate: Path | None
-    sources: tuple[Path, ...]
-    eot: int
-    calibration: Path | None
-    budget: float
-    sweep: str | None
-    corruptions: bool
-    out_of_distribution: Path | None
-    checks: bool
-    replay: Path | None
-    save_adversarial: Path | None
-    folder: Path | None
-    num_samples: int | None
-    noise_scale: float
-    batch_size: int
-    device: str
-    seed: int
-    engine: str
-    threads: int | None
-    overwrite: bool
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flss_edge.classifiers.answers import Answers
-from flss_edge.cli.evaluate import EvaluationOptions
+from flss_edge.cli.evaluation_options import EvaluationOptions
 from flss_edge.cli.evaluation_report import document_of
 from flss_edge.cli.labelled import load_for_bundle
 from flss_edge.cli.output import Document, progress

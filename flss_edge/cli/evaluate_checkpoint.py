@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from flss_edge.attacks import PlannedAttack
 from flss_edge.attacks.suites import SuiteSettings, check_suites, planned
 from flss_edge.augment import to_float
 from flss_edge.checkpoint import Checkpoint, load_checkpoint
-from flss_edge.cli.evaluate import QUICK_IMAGES, SWEEPS, EvaluationOptions
-from flss_edge.cli.evaluation_report import document_of, write_reports
+from flss_edge.cli.evaluation_options import QUICK_IMAGES, SWEEPS, EvaluationOptions
+from flss_edge.cli.evaluation_report import command_of, document_of, draw_examples, write_reports
 from flss_edge.cli.labelled import align_classes
 from flss_edge.cli.output import Document, progress, say
 from flss_edge.cli.training_session import entered_by_first, readable_torch_errors
@@ -30,7 +29,6 @@ from flss_edge.robustness.adversarial_set import write_adversarial_set
 from flss_edge.robustness.campaign import Campaign
 from flss_edge.robustness.corruptions import planned_corruptions
 from flss_edge.robustness.evaluation import Extras, campaign_of, results_of
-from flss_edge.robustness.gallery import examples_of, plot_gallery
 from flss_edge.robustness.out_of_distribution import outside_images
 from flss_edge.robustness.state import State, occupied
 from flss_edge.robustness.subject import Subject, subject_of
@@ -40,9 +38,7 @@ from flss_runtime.environment import describe_environment
 from flss_runtime.errors import UsageError
 from flss_runtime.images import InputSpec
 
-FLAGS = {"suites": "--suite", "settings": "--set", "sources": "--transfer-from", "checks": "--checks"}
 SHOWN_FROM = 0.002  # of all work: earlier, the time left would be a guess
-NOT_RECORDED = ("engine", "overwrite", "replay")
 
 
 def evaluate_checkpoint(path: Path, options: EvaluationOptions) -> Document | None:
@@ -262,55 +258,15 @@ def _report(
         )
     document = document_of(results, config, artifact, describe_environment())
     if options.folder is not None:
-        write_reports(options.folder, document, _command(path, options))
-        _draw_examples(options.folder, campaign, state, checkpoint.class_names)
+        write_reports(options.folder, document, command_of(path, options))
+        draw_examples(options.folder, campaign, state, checkpoint.class_names)
     return document
-
-
-def _draw_examples(folder: Path, campaign: Campaign, state: State, class_names: Sequence[str]) -> None:
-    """Draw what the first classifier answered to images of the first batch, under the attack that aims at it best."""
-    classifier = campaign.classifiers[0].name
-    names = [attack.name for attack in campaign.plan if attack.bounded and attack.epsilon > 0]
-    aimed = [name for name in names if name == f"{classifier}:accepted-wrong"] or names[:1]
-    clean, attacked = (state.load(name, 0) for name in ("clean", *aimed[:1]))
-    if not aimed or clean is None or attacked is None:
-        return
-    examples = examples_of(
-        clean.images.transpose(0, 2, 3, 1),
-        attacked.images.transpose(0, 2, 3, 1),
-        campaign.images.labels[: len(clean.images)],
-        (clean.answers[classifier], attacked.answers[classifier]),
-        class_names,
-    )
-    try:
-        plot_gallery(examples, folder / "examples.png", title=f"{classifier} under {aimed[0]}")
-    except UsageError:  # matplotlib is absent, and the plots have said so
-        return
 
 
 def _attacked(campaign: Campaign, state: State) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
     for attack in campaign.plan:
         pieces = [state.load(attack.name, start) for start in campaign.starts]
         yield np.concatenate([piece.images for piece in pieces if piece is not None])
-
-
-def _command(path: Path, options: EvaluationOptions) -> str:
-    """Return the command with every option that was used, files by their names only: where they lie is no matter."""
-    words = ["flss-edge", "evaluate", path.name]
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if field.name in NOT_RECORDED or value in (None, (), False) or (field.name == "eot" and value == 0):
-            continue
-        flag = FLAGS.get(field.name, f"--{field.name.replace('_', '-')}")
-        for each in value if isinstance(value, tuple) else (value,):
-            words += [flag] if each is True else [flag, _written(field.name, each)]
-    return shlex.join(words)
-
-
-def _written(name: str, value: Any) -> str:
-    if name == "epsilon":
-        return f"{255 * value:g}/255"
-    return value.name if isinstance(value, Path) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def device_name(device: torch.device) -> str:
