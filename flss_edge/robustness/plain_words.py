@@ -59,6 +59,19 @@ def control(found: Mapping[str, Any]) -> str:
     return " ".join([*sentences, _verdict(first, second, decisive)])
 
 
+def control_in_short(found: Mapping[str, Any]) -> str:
+    """Say the same in one line, as `control` decides it."""
+    first, second, decisive = found["first"], found["second"], found.get("matched_here", found)
+    differences = []
+    for name in ("fw", "fc"):
+        low, high = (f"{100 * bound:+.1f}" for bound in decisive[name]["interval"])
+        differences.append(f"{name.upper()} {100 * decisive[name]['difference']:+.1f} points [{low}, {high}]")
+    accepted = percent(decisive["coverage"]["first"])
+    spared = " No adaptive attack aims at it." if found.get("spared") else ""
+    verdict = _verdict(first, second, decisive).partition(". ")[0].rstrip(".").replace("**", "")
+    return f"{first} against {second}, at {accepted} % of clean images: {', '.join(differences)}. {verdict}.{spared}"
+
+
 def _errors(found: Mapping[str, Any]) -> str:
     return (
         f"wrongly accepted (FW) {_against(found['fw'])}; accepted and correct under every attack (FC) "

@@ -24,7 +24,7 @@ from typing import Any
 
 from flss_edge.robustness import tables
 from flss_edge.robustness.metrics import CLEAN
-from flss_edge.robustness.plain_words import control, percent, provenance, warnings, with_interval
+from flss_edge.robustness.plain_words import control, control_in_short, percent, provenance, warnings, with_interval
 from flss_edge.robustness.published import SOURCE, published
 from flss_edge.robustness.tables import FIGURES, STRICTER, Lines, table
 
@@ -72,7 +72,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     """Return the lines below the table: warnings first, then what the comparison at matched coverage says."""
     compared = result["results"].get("controls", [])
     lines = [f"WARNING {line}" for line in warnings(result)]
-    return lines + [control(each).replace("**", "") for each in compared]
+    return lines + [control_in_short(each) for each in compared]
 
 
 def _warnings(result: Mapping[str, Any]) -> Lines:
