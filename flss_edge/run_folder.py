@@ -58,7 +58,7 @@ def readable_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}", "choose another folder with -o") from error
+        raise OutputError(f"{folder} cannot be written: {error.strerror}", "choose another folder") from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,18 +216,24 @@ def _bound(
 
 def _parsed(name: str, key: str, text: str, default: Any) -> Any:
     kind = float if default is None else type(default)
+    if kind not in (bool, int, float, str):
+        raise UsageError(f"{name}.{key} cannot be given as text", "leave it out")
     try:
         value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
         raise UsageError(f"{name}.{key} is {text!r}, no {kind.__name__}", f"its default is {default}") from None
-    if kind is int and value < 1:
-        raise UsageError(f"{name}.{key} is {value}", "give a whole number of at least 1")
+    if (kind is int and value < 1) or (kind is float and not 0 < value < math.inf):
+        raise UsageError(f"{name}.{key} is {value}", "give a number above 0")
     return value
 
 
 def _refuse_unused(settings: SuiteSettings, plan: Mapping[str, PlannedAttack]) -> None:
     """A setting of an attack that does not run is a mistake: somebody believes that it did something."""
-    running = {*plan, *(name.partition(":")[2].partition("@")[0] for name in plan)}
+    running = {
+        name.rpartition(":")[2].partition("@")[0] if attack.victim else name
+        for name, attack in plan.items()
+        if name in ENTRIES or attack.victim
+    }
     for name in settings.changed:
         if name not in running:
-            raise UsageError(f"a setting is given for {name!r}, which does not run", f"running: {', '.join(plan)}")
+            raise UsageError(f"a setting is given for {name!r}, which does not run", f"use one of {', '.join(running)}")

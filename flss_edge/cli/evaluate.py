@@ -164,9 +164,8 @@ def pixel_fraction(text: str) -> float:
         value = float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         value = -1.0
-    if not 0 <= value <= 1:
-        raise UsageError(
-            f"{text!r} is no distance between pixels in [0, 1]",
-            f"write for example 8/255 or 0.03{f'; did you mean {text}/255?' if text.isdigit() else ''}",
-        )
+    if not 0 <= value <= 1 or (value == 1 and not denominator):
+        whole = text.strip().removesuffix(".0")
+        hint = f"; did you mean {whole}/255?" if whole.isdigit() else ""
+        raise UsageError(f"{text!r} is no distance between pixels in [0, 1]", f"write for example 8/255 or 0.03{hint}")
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ from flss_edge.robustness.adversarial_set import AdversarialSet, read_adversaria
 from flss_edge.robustness.results import classifier_results, corruption_results
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.classifier import SmoothedClassifier, open_classifier
+from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.environment import describe_environment
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.noise import SeededNoise
 
+ROUNDING = 1e-6  # of float32 sums of pixels
+
 
 def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
     """Measure a bundle as a robot runs it."""
+    _check_options(options)
     bundle = load_bundle(path)
     policy = bundle.policy(options.num_samples)
     notes: list[str] = []
@@ -38,7 +42,8 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
         _check_fits(bundle, saved)
         labels, attacks = saved.labels, saved.attacks
         data = {key: saved.description.get(key) for key in ("data", "data_sha256", "epsilon", "suites", "sha256")}
-        batches = (saved.images(number) for number in range(len(attacks)))
+        batches = _in_the_ball(saved)
+        notes += _differing(bundle, saved, options, policy)
     noise = SeededNoise(options.seed)
     answers: dict[str, Answers] = {}
     with (
@@ -69,6 +74,59 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
     artifact = {"bundle": path.name, "digest": bundle.digest}
     found = {name: value for name, value in results.items() if value}
     return document_of(found, config, artifact, describe_environment(), notes)
+
+
+def _check_options(options: EvaluationOptions) -> None:
+    """Refuse what only a checkpoint can do, before somebody takes clean figures for attacked ones."""
+    only = {
+        "--suite": options.suites != ("quick",),
+        "--set": options.settings,
+        "--against": options.against,
+        "--gate": options.gate,
+        "--transfer-from": options.sources,
+        "--eot": options.eot,
+        "--calibration": options.calibration,
+        "--sweep": options.sweep,
+        "--corruptions": options.corruptions,
+        "--out-of-distribution": options.out_of_distribution,
+        "--save-adversarial": options.save_adversarial,
+        "--folder": options.folder,
+    }
+    for name, given in only.items():
+        if given:
+            fix = "attack the checkpoint with --save-adversarial FILE, and --replay FILE on the bundle"
+            raise UsageError(f"{name} needs gradients or a calibration of its own: a bundle has neither", fix)
+    if options.replay is not None and (options.limit is not None or options.data is not None):
+        raise UsageError("--replay brings its own images", "leave out --data and --limit")
+
+
+def _in_the_ball(saved: AdversarialSet) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the images of each attack; those of a bounded one must lie within the radius that the file states."""
+    clean = saved.images(0)
+    for number, attack in enumerate(saved.attacks):
+        images = clean if number == 0 else saved.images(number)
+        distance = float(np.abs(images - clean).max())
+        if "corruption" not in attack["groups"] and distance > attack["epsilon"] + ROUNDING:
+            raise DataError(
+                f"{saved.path}: {attack['name']} is {255 * distance:.4g}/255 away from the clean images; its radius is "
+                f"{255 * attack['epsilon']:.4g}/255",
+                "evaluate the checkpoint again with --save-adversarial",
+            )
+        yield images
+
+
+def _differing(bundle: Bundle, saved: AdversarialSet, options: EvaluationOptions, policy: SmoothingPolicy) -> list[str]:
+    """Say in which respects this is no replay of what was saved."""
+    if saved.description.get("sha256") != bundle.manifest["checkpoint"]["sha256"]:
+        return [
+            "WARNING these images were made against another checkpoint: they show transfer, not this bundle's worth"
+        ]
+    here = {"seed": options.seed, "num_samples": policy.num_samples, "noise_scale": policy.noise_scale}
+    return [
+        f"WARNING {key} is {value} here and {saved.description.get(key)} in the file: the votes will differ by chance"
+        for key, value in here.items()
+        if saved.description.get(key) != value
+    ]
 
 
 def _clean(bundle: Bundle, options: EvaluationOptions) -> tuple[Any, Sequence[Mapping[str, Any]], ImageSet]:

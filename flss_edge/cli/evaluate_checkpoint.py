@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flss_edge import __version__
 from flss_edge.attacks import PlannedAttack
 from flss_edge.attacks.suites import SuiteSettings, check_suites, planned
 from flss_edge.augment import to_float
@@ -85,6 +86,11 @@ def _check_options(options: EvaluationOptions) -> None:
         raise UsageError(f"--budget is {options.budget:g}", "give a share between 0 and 1, for example 0.10")
     if options.sweep is not None and options.sweep not in SWEEPS:
         raise UsageError(f"there is no sweep {options.sweep!r}", f"use one of {', '.join(SWEEPS)}")
+    if options.sources and "all" not in options.suites:
+        raise UsageError("--transfer-from is for suite all", "add --suite all, or leave it out")
+    if options.against and not {"adaptive", "all", "quick"} & set(options.suites):
+        raise UsageError("--against is for adaptive attacks", "add --suite adaptive, or leave it out")
+    _sources(options)
     if options.save_adversarial is not None:
         refuse_existing(options.save_adversarial, options.overwrite)
 
@@ -97,7 +103,8 @@ def _images(checkpoint: Checkpoint, options: EvaluationOptions) -> tuple[ImageSe
     found = load_images(options.data, options.split, spec=spec, validation_per_class=per_class)
     images = _spaced(align_classes(found, checkpoint.class_names), options)
     if options.calibration is not None:
-        stored = load_images(options.calibration, "test" if _has_test(options.calibration) else "train", spec=spec)
+        split = "train" if _plain_folder(options.calibration) else "calibration"
+        stored = load_images(options.calibration, split, spec=spec, validation_per_class=per_class)
     else:
         stored = load_images(options.data, "calibration", spec=spec, validation_per_class=per_class)
         if stored.source.partition("[")[0].endswith(":all") or stored.source.startswith(found.source):
@@ -107,8 +114,11 @@ def _images(checkpoint: Checkpoint, options: EvaluationOptions) -> tuple[ImageSe
     return images, align_classes(stored, checkpoint.class_names)
 
 
-def _has_test(path: Path) -> bool:
-    return path.is_dir() and (path / "test").is_dir()
+def _plain_folder(path: Path) -> bool:
+    """Return whether all of it are pictures by class; anything else has a part that training left out."""
+    parts = ("train", "cifar-10-batches-py", "cifar-100-python")
+    inside = any((path / name).is_dir() for name in parts) or path.name in parts
+    return path.is_dir() and not inside
 
 
 def _spaced(images: ImageSet, options: EvaluationOptions) -> ImageSet:
@@ -138,19 +148,29 @@ def _subject(
 def _plan(
     subject: Subject, calibration: ImageSet, options: EvaluationOptions, device: torch.device
 ) -> list[PlannedAttack]:
-    sources = {path.stem if path.stem not in ("best", "last") else path.parent.name: path for path in options.sources}
     guides = to_float(torch.from_numpy(calibration.images).permute(0, 3, 1, 2).to(device))
     settings = SuiteSettings(
         epsilon=options.epsilon,
         against=subject.against(options.against),
         samples=options.eot,
-        sources={name: load_checkpoint(path).model.to(device).eval() for name, path in sources.items()},
+        sources={name: load_checkpoint(path).model.to(device).eval() for name, path in _sources(options).items()},
         guides=(guides, torch.from_numpy(calibration.labels).to(device)),
         gaussian=isinstance(subject.networks[0], FLSS),
         changed=_changed(options.settings),
     )
     plan = planned(options.suites, settings)
     return plan + planned_corruptions() if options.corruptions else plan
+
+
+def _sources(options: EvaluationOptions) -> dict[str, Path]:
+    """Return the checkpoints to transfer from, by names that tell them apart."""
+    sources: dict[str, Path] = {}
+    for path in options.sources:
+        name = path.parent.resolve().name if path.stem in ("best", "last") else path.stem
+        if name in sources:
+            raise UsageError(f"two checkpoints to transfer from are called {name}", "rename one of the files")
+        sources[name] = path
+    return sources
 
 
 def _changed(settings: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
@@ -183,7 +203,10 @@ def _identity(
         "checkpoint": checkpoint.sha256,
         "data": campaign.images.sha256,
         "calibration": calibration.sha256,
-        "plan": [[attack.name, attack.epsilon, attack.samples] for attack in campaign.plan],
+        "version": __version__,
+        "gate": None if options.gate is None else load_checkpoint(options.gate).sha256,
+        "sources": {name: load_checkpoint(path).sha256 for name, path in _sources(options).items()},
+        "plan": [[attack.name, attack.epsilon, attack.samples, attack.victim] for attack in campaign.plan],
         "settings": sorted(options.settings),
         "classifiers": {each.name: each.threshold for each in campaign.classifiers},
         "num_samples": options.num_samples or 100,

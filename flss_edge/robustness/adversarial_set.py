@@ -57,6 +57,8 @@ class AdversarialSet:
                 f"expected float32 ({len(self.labels)}, 3, H, W)",
                 _FIX,
             )
+        if not np.isfinite(found).all() or found.min() < 0 or found.max() > 1:
+            raise DataError(f"{self.path} holds pixels outside [0, 1] for {self.attacks[number]['name']}", _FIX)
         return np.asarray(found, np.float32)
 
 
@@ -99,12 +101,21 @@ def read_adversarial_set(path: Path) -> AdversarialSet:
     labels = _read(path, "labels")
     try:
         description = json.loads(str(_read(path, "description")))
-        names = [str(attack["name"]) for attack in description["attacks"]]
+        fits = description["format_version"] == FORMAT_VERSION and _described(description)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} has no readable description ({error})", _FIX) from error
-    if description.get("format_version") != FORMAT_VERSION or not names or labels.ndim != 1 or not len(labels):
+    if not fits or labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
         raise DataError(f"{path} holds no attacked images of format {FORMAT_VERSION}", _FIX)
     return AdversarialSet(path, labels.astype(np.int64), description)
+
+
+def _described(description: Mapping[str, Any]) -> bool:
+    """Return whether attacks and classes are described as they are written; the clean images come first."""
+    attacks, classes = description["attacks"], description.get("classes", [])
+    names = [attack["name"] for attack in attacks]
+    kinds = all(isinstance(name, str) for name in [*names, *classes]) and isinstance(classes, list)
+    groups = all(isinstance(attack["groups"], list) and float(attack["epsilon"]) >= 0 for attack in attacks)
+    return kinds and groups and names[:1] == ["clean"] and len(set(names)) == len(names)
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
@@ -116,5 +127,5 @@ def _read(path: Path, name: str) -> npt.NDArray[Any]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return np.asarray(arrays[name])
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({error})", _FIX) from error

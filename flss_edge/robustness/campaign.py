@@ -29,6 +29,7 @@ from flss_edge.robustness.state import Piece, State
 from flss_runtime.errors import CheckFailed
 
 ROUNDING = 1e-6  # of float32 sums of pixels; nothing an attack could use
+AVERAGED = ("vote", "smoothing", "pixel-noise-vote")  # whose noise the gradients average over, if there is such a one
 MOST_QUERIES = 1000  # noise counters that a probe may take for each image
 
 
@@ -176,7 +177,10 @@ class Campaign:
     def _victim(self, attack: PlannedAttack, draws: Draws) -> Victim:
         by_name = {each.name: each for each in self.classifiers}
         chosen = by_name[attack.victim] if attack.victim else self.classifiers[0]
-        return ExpectationOverTransformation(chosen, attack.samples, draws) if attack.samples else chosen
+        if not attack.samples:
+            return chosen
+        noisy = next((by_name[name] for name in AVERAGED if name in by_name), chosen)
+        return ExpectationOverTransformation(noisy, attack.samples, draws)
 
     def _draws(self, name: str, start: int, size: int) -> Draws:
         return Draws(seed_of(self.seed, 0, name), start, size, slice(0, size), self.device)

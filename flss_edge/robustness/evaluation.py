@@ -17,8 +17,8 @@ from flss_edge.augment import to_float
 from flss_edge.classifiers.answers import Answers
 from flss_edge.classifiers.cascade import Cascade
 from flss_edge.classifiers.deterministic import DeterministicVote
-from flss_edge.classifiers.of_checkpoint import MATCHED, NO_SAMPLING, VOTE, answers_to
-from flss_edge.classifiers.pixel_noise import PixelNoiseVote
+from flss_edge.classifiers.of_checkpoint import CCAT_OWN, MATCHED, NO_SAMPLING, VOTE, answers_to
+from flss_edge.classifiers.pixel_noise import PixelNoiseVote, Smoothing
 from flss_edge.classifiers.selective import SelectiveClassifier
 from flss_edge.classifiers.vote import Vote
 from flss_edge.data import ImageSet
@@ -74,10 +74,11 @@ def campaign_of(
     """Return the campaign that runs a plan against a subject, with a persistent attacker where there are votes."""
     probes: dict[str, Probe] = {}
     asked = [each for each in subject.classifiers if isinstance(each, Vote | DeterministicVote)]
-    candidates = [attack.name for attack in plan if attack.victim == VOTE and "rejection" not in attack.name]
-    if extras.queries and candidates:
-        for classifier in asked:
-            probes[f"persistent {classifier.name}"] = _persistent(classifier, candidates, plan, extras.queries)
+    aimed = {attack.victim for attack in plan}
+    for classifier in asked if extras.queries else ():
+        victim = classifier.name if classifier.name in aimed else VOTE
+        if victim in aimed:
+            probes[f"persistent {classifier.name}"] = _persistent(classifier, victim, plan, extras.queries)
     return Campaign(plan, subject.classifiers, subject.networks, images, probes, seed, batch_size, device)
 
 
@@ -97,13 +98,19 @@ def results_of(
     groups = {attack.name: attack.groups for attack in campaign.plan}
     victims = {attack.name: attack.victim for attack in campaign.plan}
     labels = outcome.labels
-    control = outcome.answers.get(NO_SAMPLING)
     results: dict[str, Any] = {"classifiers": [], "corruptions": []}
     for classifier in subject.classifiers:
         answers = outcome.answers[classifier.name]
-        plain = control if control is not None else outcome.answers.get("confidence", answers)
+        plain = _without_sampling(classifier, subject, outcome)
         found = classifier_results(
-            classifier.name, classifier.threshold, rule, labels, answers, groups, plain, _highest(classifier)
+            classifier.name,
+            classifier.threshold,
+            _rule(classifier, rule),
+            labels,
+            answers,
+            groups,
+            plain,
+            _highest(classifier),
         )
         if classifier.name == VOTE and isinstance(classifier, Vote):
             as_released = official(answers, int(classifier.threshold), classifier.num_samples)
@@ -123,6 +130,26 @@ def results_of(
     return {name: value for name, value in results.items() if value}
 
 
+def _without_sampling(classifier: SelectiveClassifier, subject: Subject, outcome: Outcome) -> Mapping[str, Answers]:
+    """Return the answers of the same network without sampling; a cascade's are those of its FLSS network."""
+    network = getattr(classifier.vote if isinstance(classifier, Cascade) else classifier, "network", None)
+    for each in subject.classifiers:
+        if each.name in (NO_SAMPLING, "confidence") and getattr(each, "network", None) is network:
+            return outcome.answers[each.name]
+    return outcome.answers[classifier.name]
+
+
+def _rule(classifier: SelectiveClassifier, budget: str) -> str:
+    """Return where a classifier's threshold comes from, in words."""
+    if isinstance(classifier, Smoothing):
+        return f"its binomial test at level {1 - classifier.threshold:.3g}"
+    if isinstance(classifier, Cascade):
+        return "those of its gate and its vote"
+    if classifier.name == CCAT_OWN:
+        return "keeps 99 % of its correct answers to the calibration images"
+    return "answers as many calibration images as the vote" if classifier.name == MATCHED else budget
+
+
 def _highest(classifier: SelectiveClassifier) -> float:
     """Return the highest score that a classifier can give."""
     if isinstance(classifier, DeterministicVote):
@@ -133,9 +160,11 @@ def _highest(classifier: SelectiveClassifier) -> float:
 
 
 def _persistent(
-    classifier: SelectiveClassifier, candidates: Sequence[str], plan: Sequence[PlannedAttack], queries: Sequence[int]
+    classifier: SelectiveClassifier, victim: str, plan: Sequence[PlannedAttack], queries: Sequence[int]
 ) -> Probe:
+    """Return the probe that asks a classifier about the images that were made against `victim`, again and again."""
     epsilon = max(attack.epsilon for attack in plan)
+    candidates = [attack.name for attack in plan if attack.victim == victim and "rejection" not in attack.name]
 
     def probe(
         images: Tensor, labels: Tensor, attacked: Mapping[str, Tensor], draws: Draws, first: int
@@ -155,7 +184,9 @@ def _persistent(
                 queries=queries,
                 jitter=jitter,
             )
-            arrays |= {f"{mode} {count}": fooled for count, fooled in zip(queries, within, strict=True)}
+            arrays |= {
+                f"{mode}, made against {victim} {count}": fooled for count, fooled in zip(queries, within, strict=True)
+            }
         return arrays
 
     return probe
@@ -180,7 +211,10 @@ def _outside_row(
 
 
 def _checks(campaign: Campaign, subject: Subject, extras: Extras, epsilon: float) -> list[Check]:
-    few = campaign.images.take(np.arange(min(CHECKED_IMAGES, len(campaign.images))), "checked")
+    count = min(CHECKED_IMAGES, len(campaign.images))
+    few = campaign.images.take(
+        np.arange(count) * len(campaign.images) // count, "checked"
+    )  # folders are sorted by class
     images = to_float(torch.from_numpy(few.images).permute(0, 3, 1, 2).to(campaign.device))
     labels = torch.from_numpy(few.labels).to(campaign.device)
 

@@ -46,8 +46,8 @@ def control(found: Mapping[str, Any]) -> str:
         )
     if found.get("spared"):
         sentences.append(
-            f"The adaptive attacks aim at others and reach {first} by transfer alone, so its own figures flatter it "
-            f"(--against {first})."
+            f"No attack of this evaluation aims at {first} itself: they reach it by transfer alone, so its figures "
+            f"flatter it (--suite adaptive --against {first})."
         )
     decisive = found.get("matched_here", found)
     if decisive is not found:
@@ -56,7 +56,7 @@ def control(found: Mapping[str, Any]) -> str:
     if abs(decisive["coverage"]["difference"]) > MATCHED:
         gap = _points(abs(decisive["coverage"]["difference"]))
         sentences.append(f"Mind that the clean coverages differ by {gap}, so they are not quite matched.")
-    return " ".join([*sentences, _verdict(first, second, decisive)])
+    return " ".join([*sentences, _verdict(first, second, decisive, bool(found.get("spared")))])
 
 
 def control_in_short(found: Mapping[str, Any]) -> str:
@@ -67,8 +67,8 @@ def control_in_short(found: Mapping[str, Any]) -> str:
         low, high = (f"{100 * bound:+.1f}" for bound in decisive[name]["interval"])
         differences.append(f"{name.upper()} {100 * decisive[name]['difference']:+.1f} points [{low}, {high}]")
     accepted = percent(decisive["coverage"]["first"])
-    spared = " No adaptive attack aims at it." if found.get("spared") else ""
-    verdict = _verdict(first, second, decisive).partition(". ")[0].rstrip(".").replace("**", "")
+    spared = " No attack aims at it." if found.get("spared") else ""
+    verdict = _verdict(first, second, decisive, bool(spared)).partition(". ")[0].rstrip(".").replace("**", "")
     return f"{first} against {second}, at {accepted} % of clean images: {', '.join(differences)}. {verdict}.{spared}"
 
 
@@ -88,8 +88,10 @@ def _against(pair: Mapping[str, Any]) -> str:
     )
 
 
-def _verdict(first: str, second: str, found: Mapping[str, Any]) -> str:
+def _verdict(first: str, second: str, found: Mapping[str, Any], spared: bool) -> str:
     signs = {_sign(found["fc"]), -_sign(found["fw"])} - {0}  # FC is better high, FW low
+    if signs == {1} and spared:
+        return f"So **{first} looks better than {second}** at this coverage, which attacks aimed at it may well change."
     if signs == {1}:
         return f"So **{first} beats {second}** at this coverage."
     if signs == {-1}:

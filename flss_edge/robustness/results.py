@@ -131,7 +131,7 @@ def control_results(
 
     Returns:
         `comparison.compare` of each, with "first" and "second", the names; "tries", how many answers with noise of
-        their own an image got; "spared", whether adaptive attacks aim at others and none at the first; and
+        their own an image got; "spared", whether no attack aims at the first itself; and
         "matched_here", the comparison at exactly the first's coverage of these images.
     """
     rows = []
@@ -142,7 +142,7 @@ def control_results(
             # Thresholds that were frozen on other images need not answer equally many of these.
             matched = compare(labels, pair[0], at_coverage_of(*pair))
             aimed = {victim for victim in victims.values() if victim}
-            spared = bool(aimed) and name not in aimed
+            spared = name not in aimed
             row = {"first": name, "second": control, "tries": tries, "spared": spared, **compare(labels, *pair)}
             rows.append(row | {"matched_here": matched})
     return rows

@@ -116,9 +116,12 @@ def occupied(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> I
         OutputError: it holds another campaign, is in use, or cannot be written.
     """
     with readable_errors(folder):
-        (folder / PIECES).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "another evaluation is running in"):
+        _refuse_foreign(folder)
         known, wanted = folder / IDENTITY, json.loads(json.dumps(identity))
+        with readable_errors(folder):
+            (folder / PIECES).mkdir(exist_ok=True)
         if overwrite:
             with readable_errors(folder):
                 for piece in (folder / PIECES).glob("*.npz"):
@@ -128,6 +131,12 @@ def occupied(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> I
         with atomic_write(known) as temporary:
             temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         yield
+
+
+def _refuse_foreign(folder: Path) -> None:
+    found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if found and not (folder / IDENTITY).exists():
+        raise OutputError(f"{folder} holds other files ({', '.join(found[:3])})", "choose another --folder")
 
 
 def _refuse_another(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

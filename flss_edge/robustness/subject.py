@@ -11,9 +11,10 @@ from torch import nn
 from flss_edge.checkpoint import Checkpoint
 from flss_edge.classifiers.cascade import Cascade
 from flss_edge.classifiers.confidence import Confidence
+from flss_edge.classifiers.deterministic import DeterministicVote
 from flss_edge.classifiers.of_checkpoint import calibrated, classifiers_of
 from flss_edge.classifiers.selective import SelectiveClassifier
-from flss_edge.classifiers.vote import Vote
+from flss_edge.classifiers.vote import MeanSoftmax, Vote
 from flss_edge.data import ImageSet
 from flss_edge.model import FLSS
 from flss_runtime.errors import CheckpointError, UsageError
@@ -61,10 +62,17 @@ class Subject:
         return {name: self._kinds(self.named(name)) for name in names}
 
     def _kinds(self, classifier: SelectiveClassifier) -> tuple[str, ...]:
-        if isinstance(classifier, Vote) and linear_head(classifier.network):
-            return ("accepted-wrong", "accepted-wrong-closed", *WRONG_AND_REJECTED[1:])
+        sampled = classifier.vote if isinstance(classifier, Cascade) else classifier
+        closed = (
+            isinstance(sampled, Vote | DeterministicVote | MeanSoftmax)
+            and not sampled.network.config.hidden
+            and sampled.noise_scale > 0
+        )
+        kinds = ("accepted-wrong", *(["accepted-wrong-closed"] if closed else []))
         if isinstance(classifier, Cascade):
-            return ("accepted-wrong", "accepted-wrong-gate", *WRONG_AND_REJECTED[1:])
+            kinds += ("accepted-wrong-gate",)
+        if kinds != WRONG_AND_REJECTED[:1]:
+            return (*kinds, *WRONG_AND_REJECTED[1:])
         if isinstance(classifier, Confidence):
             return ("accepted-wrong", "accepted-wrong-margin", *WRONG_AND_REJECTED[1:])
         return WRONG_AND_REJECTED
@@ -115,11 +123,6 @@ def subject_of(
             raise CheckpointError("the gate was not trained with recipe ccat", "train one with --recipe ccat")
         classifiers += [Cascade(opening, vote), opening]
     return Subject(classifiers, networks, checkpoint.model.config.num_classes)
-
-
-def linear_head(network: FLSS) -> bool:
-    """Return whether the head is one linear layer, so that the logits of its samples are exactly Gaussian."""
-    return len(network.head) == 1
 
 
 def _check_gate(checkpoint: Checkpoint, gate: Checkpoint) -> None:

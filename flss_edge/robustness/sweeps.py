@@ -33,7 +33,7 @@ def swept(
     """Return the classifiers and attacks of a sweep; without one, what was given.
 
     A sweep of votes or noise asks differently calibrated votes about the same attacked images. A sweep of the radius
-    repeats every attack of the path without sampling at each radius; its name ends in `@RADIUS/255`.
+    repeats every attack at each radius, rejections at parts of it included; its name ends in `@RADIUS/255`.
 
     Args:
         name: "num-samples", "noise-scale", "epsilon" or None.
@@ -61,7 +61,8 @@ def swept(
         variants = [replace(vote, name=f"vote s={scale:g}", noise_scale=scale, threshold=0) for scale in NOISE_SCALES]
     chosen: list[SelectiveClassifier] = [*calibrated(list(variants), calibration, budget, device)]
     # The attacks of the plan may attack the vote itself, so it stays, and with it the path without sampling.
-    kept = [each for each in subject.classifiers if each.name in (VOTE, NO_SAMPLING)]
+    needed = {VOTE, NO_SAMPLING, *(attack.victim for attack in plan)}
+    kept = [each for each in subject.classifiers if each.name in needed]
     return replace(subject, classifiers=[*kept, *chosen]), list(plan)
 
 
@@ -87,11 +88,17 @@ def sweep_rows(name: str, classifiers: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _over_radii(plan: Sequence[PlannedAttack]) -> list[PlannedAttack]:
-    varied = [attack for attack in plan if attack.bounded and attack.epsilon > 0 and not attack.victim]
+    varied = [attack for attack in plan if attack.bounded and attack.epsilon > 0]
+    largest = max((attack.epsilon for attack in varied), default=1.0)
     return [
         *(attack for attack in plan if attack.epsilon == 0),
         *(
-            replace(attack, name=f"{attack.name}@{radius}/255", epsilon=radius / 255, groups=(f"{radius}/255",))
+            replace(
+                attack,
+                name=f"{attack.name}@{radius}/255",
+                epsilon=radius / 255 * attack.epsilon / largest,
+                groups=(f"{radius}/255",),
+            )
             for radius in EPSILONS
             for attack in varied
         ),

@@ -147,9 +147,18 @@ def test_corruptions_and_other_classes(run: Runner, tiny_checkpoint: Path, pictu
         (("--suite", "papper"), 2, "there is no suite 'papper'"),
         (("--epsilon", "0"), 2, "nothing to attack"),
         (("--epsilon", "8"), 2, "did you mean 8/255"),
+        (("--epsilon", "8.0"), 2, "did you mean 8/255"),
+        (("--epsilon", "1"), 2, "did you mean 1/255"),
+        (("--set", "vote:accepted-wrong.steps=3"), 2, "does not run"),
+        (("--set", "accepted-wrong.starts=abc"), 2, "cannot be given"),
+        (("--set", "accepted-wrong.temperature=-1"), 2, "above 0"),
+        (("--suite", "paper", "--against", "vote"), 2, "--against is for adaptive"),
+        (("--transfer-from", "x.pt"), 2, "suite all"),
+        (("--suite", "all", "--transfer-from", "a/x.pt", "--transfer-from", "b/x.pt"), 2, "are called x"),
+        (("--folder", "."), 7, "holds other files"),
         (("--set", "pgd-20.stepps=3"), 2, "it has steps"),
         (("--set", "pgd-20.steps=many"), 2, "no int"),
-        (("--set", "pgd-20.steps=0"), 2, "at least 1"),
+        (("--set", "pgd-20.steps=0"), 2, "above 0"),
         (("--set", "fab.steps=3"), 2, "does not run"),
         (("--set", "steps=3"), 2, "ATTACK.KEY=VALUE"),
         (("--against", "ballot"), 2, "there are vote"),
@@ -180,6 +189,53 @@ def test_images_of_a_folder_without_parts_need_others_for_the_threshold(
     )
     assert marked.code == 0, marked.err
     assert "9 of 9 served for calibration" in marked.out
+
+
+@pytest.mark.parametrize(
+    "option", [("--suite", "paper"), ("--folder", "x"), ("--gate", "x.pt"), ("--sweep", "epsilon")]
+)
+def test_a_bundle_refuses_what_only_a_checkpoint_can_do(
+    run: Runner, calibrated_bundle: Path, pictures: Path, option: tuple[str, str]
+) -> None:
+    result = run("evaluate", calibrated_bundle, "--data", pictures, *option)
+    assert (result.code, result.out) == (2, "") and option[0] in result.err
+
+
+def changed_file(target: str, **changes: Any) -> str:
+    """adv.npz with other arrays, or another description where `changes` has one of its keys."""
+    with np.load("adv.npz") as arrays:
+        kept = dict(arrays)
+    description = json.loads(str(kept["description"]))
+    for key, value in changes.items():
+        (kept if key in kept else description)[key] = value
+    np.savez(target, **{**kept, "description": np.array(json.dumps(description))})
+    return target
+
+
+def test_a_replay_of_other_images_says_so_or_is_refused(
+    run: Runner, tiny_checkpoint: Path, calibrated_bundle: Path, pictures: Path
+) -> None:
+    assert run("evaluate", tiny_checkpoint, "--data", pictures, *FAST, "--save-adversarial", "adv.npz").code == 0
+    fine = run("evaluate", calibrated_bundle, "--replay", "adv.npz")
+    assert fine.code == 0 and "WARNING" not in fine.out, fine.err
+    seeded = run("evaluate", calibrated_bundle, "--replay", "adv.npz", "--seed", "3")
+    assert "WARNING seed is 3 here and 0 in the file" in seeded.out
+    other = run("evaluate", calibrated_bundle, "--replay", changed_file("other.npz", sha256="0" * 64))
+    assert other.code == 0 and "another checkpoint" in other.out
+    with np.load("adv.npz") as arrays:
+        far = np.clip(arrays["images 1"] + np.float32(0.3), 0, 1)
+    attacks = json.loads(str(np.load("adv.npz")["description"]))["attacks"]
+    for number, changes in enumerate(
+        (
+            {"images 1": far},
+            {"labels": np.full(12, 0.7)},
+            {"attacks": [{"name": "pgd"}]},
+            {"attacks": [*attacks, attacks[1]]},
+            {"classes": 5},
+        )
+    ):
+        refused = run("evaluate", calibrated_bundle, "--replay", changed_file(f"bad{number}.npz", **changes))
+        assert refused.code == 7 and "Traceback" not in refused.err, (changes.keys(), refused.err)
 
 
 def test_an_uncalibrated_bundle_and_one_of_other_classes(

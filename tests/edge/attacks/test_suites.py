@@ -70,7 +70,7 @@ def test_settings_reach_the_attack() -> None:
     [
         ("pgd", "stepps", "3", "it has steps"),
         ("pgd", "steps", "3.5", "no int"),
-        ("pgd", "steps", "0", "at least 1"),
+        ("pgd", "steps", "0", "above 0"),
         ("square", "stop", "no", "no bool"),
         ("fab", "steps", "3", "does not run"),
         ("rejection", "temperature", "cold", "no float"),

@@ -82,7 +82,8 @@ def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
 def test_adversarial_images_are_saved_and_read_bit_for_bit(tmp_path: Path) -> None:
     images = [np.random.default_rng(number).random((3, 3, 8, 8), np.float32) for number in range(2)]
     labels = np.array([2, 0, 1])
-    description = {"attacks": [{"name": "clean", "groups": ["clean"]}, {"name": "pgd", "groups": ["paper"]}]}
+    attacks = [("clean", "clean", 0.0), ("pgd", "paper", 0.03)]
+    description = {"attacks": [{"name": name, "groups": [group], "epsilon": radius} for name, group, radius in attacks]}
     path = tmp_path / "adv.npz"
     write_adversarial_set(path, labels, description, iter(images), overwrite=False)
     found = read_adversarial_set(path)
@@ -95,7 +96,7 @@ def test_adversarial_images_are_saved_and_read_bit_for_bit(tmp_path: Path) -> No
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other", "images"])
 def test_files_that_hold_no_adversarial_images(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "adv.npz"
-    description = {"attacks": [{"name": "clean", "groups": ["clean"]}]}
+    description = {"attacks": [{"name": "clean", "groups": ["clean"], "epsilon": 0.0}]}
     wrong = np.zeros((2, 8, 8, 3), np.uint8) if damage == "images" else np.zeros((2, 3, 8, 8), np.float32)
     write_adversarial_set(path, np.array([0, 1]), description, iter([wrong]), overwrite=False)  # type: ignore[list-item]
     if damage == "missing":
