@@ -65,6 +65,11 @@ def sweep(name: str) -> dict[str, Any]:
     }
 
 
+def highest(answers: dict[str, Answers]) -> float:
+    """100 votes, or a confidence of 1."""
+    return 100.0 if max(float(each.scores.max()) for each in answers.values()) > 1 else 1.0
+
+
 def result(swept: str = "epsilon") -> dict[str, Any]:
     labels = true_labels()
     vote, plain = answers(1, 100, 40), answers(2, 1.0, 0.42)
@@ -99,7 +104,7 @@ def result(swept: str = "epsilon") -> dict[str, Any]:
         },
         "results": {
             "classifiers": [
-                classifier_results(name, thresholds[name], rule, labels, each, GROUPS, plain)
+                classifier_results(name, thresholds[name], rule, labels, each, GROUPS, plain, highest(each))
                 for name, each in all_answers.items()
             ],
             "controls": control_results(labels, all_answers, GROUPS, ["vote"], "no-sampling-matched", {"pgd": ""}),
