@@ -8,17 +8,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from flss_edge.robustness.adversarial_set import read_adversarial_set
 
 Runner = Callable[..., Any]
 FAST = ("--suite", "pgd-20", "--set", "pgd-20.steps=2", "--no-checks", "--budget", "0.2")
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Give torch back its threads: `--threads` is for a process, and here others follow in it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
