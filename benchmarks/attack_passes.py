@@ -1,4 +1,7 @@
-"""How many forward and backward passes an image each attack costs: derived by hand, and counted by hooks."""
+"""How many forward and backward passes an image each attack costs: derived by hand, and counted by hooks.
+
+The tests of the attacks count with hooks of their own, and take what they expect from the table here.
+"""
 
 from __future__ import annotations
 
@@ -121,6 +124,7 @@ TABLE: Mapping[str, Work] = {
     "gama-mt": Work(gama_mt, lambda s: (s.steps + (1 if s.rank is None else 2), s.steps), {**FEW, "rank": 2}),
     "fab": Work(fab, _fab, SEVERAL),
     "fab-t": Work(fab_targeted, _fab_targeted, {**SEVERAL, "targets": 2}),
+    # the clean image, then only queries
     "square": Work(square, lambda s: (s.queries + 1, 0), {"queries": 5, "stop": False}, at_most=True),
     "confidence": Work(confidence_wrong, _ccat, SEVERAL),
     "confidence-ce": Work(confidence_ce, _ccat, SEVERAL),

@@ -15,7 +15,6 @@ The peers are installed for this benchmark only: make peers
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -28,16 +27,15 @@ import torch
 from attack_passes import TABLE, Passes, by_hand, check_passes, counting
 from attack_peers import ARMS, COMPARISONS, Case, Comparison, answers_of, right_images
 from attack_plot import plot_attacks
-from command_line import command_of
+from command_line import add_result_options, prepare, require_at_least, run_timing
 from torch import Tensor
 from training import describe_device
 
 from flss_edge.adversary import frozen
 from flss_edge.checkpoint import Checkpoint, load_checkpoint
-from flss_runtime.atomic import atomic_write, refuse_existing
 from flss_runtime.bench_worker import palindrome
 from flss_runtime.environment import describe_environment
-from flss_runtime.errors import BenchmarkInvalid, CheckFailed, EngineUnavailable, FLSSError, UsageError
+from flss_runtime.errors import CheckFailed, UsageError
 from flss_runtime.latency import overhead, variation
 from flss_runtime.machine import Snapshot
 from flss_runtime.validity import Flag, flag, machine_flags, run_flags
@@ -49,21 +47,7 @@ ROUNDING = 1e-6  # beyond the ball
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for and return the exit code: 1 a check failed, 5 not valid, else FLSSError's."""
-    given = sys.argv[1:] if arguments is None else arguments
-    try:
-        options = _parse(given)
-        result = {"schema_version": 1, "command": command_of("attacks.py", options), **measure(options)}
-        with atomic_write(options.output, overwrite=options.overwrite) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        plot_attacks(result, options.output.with_suffix(".png"))
-        print(_summary(result))
-        if result["validity"]["flags"] and not options.allow_invalid:
-            details = "; ".join(item["detail"] for item in result["validity"]["flags"])
-            raise BenchmarkInvalid(details, "Repeat on a quiet machine; --allow-invalid accepts the result as flagged.")
-    except FLSSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_timing("attacks.py", arguments, parse=_parse, measure=measure, plot=plot_attacks, summary=_summary)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -246,19 +230,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=FEWEST_BLOCKS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--allow-invalid", action="store_true", help="exit 0 also when the result is flagged")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON; the plot goes beside it as .png")
+    add_result_options(parser)
     options = parser.parse_args(arguments)
-    for name, least in (("images", 1), ("steps", 1), ("queries", 2), ("blocks", 1), ("threads", 1)):
-        if getattr(options, name) < least:
-            raise UsageError(f"--{name} is {getattr(options, name)}", f"Give at least {least}.")
+    require_at_least(options, images=1, steps=1, queries=2, blocks=1, threads=1)
     if not 0 < options.epsilon <= 255:
         raise UsageError(f"--epsilon is {options.epsilon:g}", "Give a radius in 255ths, for example 8.")
-    refuse_existing(options.output, options.overwrite)
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailable("torch sees no GPU", "Use --device cpu.")
-    torch.set_num_threads(options.threads)
+    prepare(options)
     return options
 
 

@@ -1,10 +1,22 @@
-"""The command that made a result, as it is recorded in it."""
+"""What the benchmarks' command lines share: the recorded command, and how one that times is run to its exit code."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from flss_runtime.atomic import atomic_write, refuse_existing
+from flss_runtime.errors import BenchmarkInvalid, EngineUnavailable, FLSSError, UsageError
+
+Result = dict[str, Any]
+"""What is written as JSON."""
 
 
 def command_of(script: str, options: argparse.Namespace) -> str:
@@ -18,3 +30,64 @@ def command_of(script: str, options: argparse.Namespace) -> str:
             if item is not True:
                 words.append(item.name if isinstance(item, Path) else str(item))
     return shlex.join(words)
+
+
+def run_timing(
+    script: str,
+    arguments: list[str] | None,
+    *,
+    parse: Callable[[list[str]], argparse.Namespace],
+    measure: Callable[[argparse.Namespace], Result],
+    plot: Callable[[Result, Path], None],
+    summary: Callable[[Result], str],
+) -> int:
+    """Measure, write the result and its plot, print the summary, and refuse to call a flagged result valid.
+
+    Args:
+        script: its file's name, for the recorded command.
+        arguments: of the command line; None takes the process's own.
+        parse: arguments -> options, among them those of `add_result_options`.
+        measure: options -> the result without the command; flags are in `validity`.
+        plot: draws the result into a file.
+        summary: what is printed about the result.
+
+    Returns:
+        The exit code: 1 a check failed, 5 not valid, else FLSSError's.
+    """
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        result = {"schema_version": 1, "command": command_of(script, options), **measure(options)}
+        with atomic_write(options.output, overwrite=options.overwrite) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        plot(result, options.output.with_suffix(".png"))
+        print(summary(result))
+        if result["validity"]["flags"] and not options.allow_invalid:
+            details = "; ".join(item["detail"] for item in result["validity"]["flags"])
+            raise BenchmarkInvalid(details, "Repeat on a quiet machine; --allow-invalid accepts the result as flagged.")
+    except FLSSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    """Add where the result goes, and whether a flagged one is accepted."""
+    parser.add_argument("--allow-invalid", action="store_true", help="exit 0 also when the result is flagged")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON; the plot goes beside it as .png")
+
+
+def require_at_least(options: argparse.Namespace, **least: int) -> None:
+    """Raise UsageError if the option of that name is smaller."""
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise UsageError(f"--{name.replace('_', '-')} is {getattr(options, name)}", f"Give at least {value}.")
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Refuse what would fail after minutes, an existing result or a missing device, and set the threads if given."""
+    refuse_existing(options.output, options.overwrite)
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise EngineUnavailable("torch sees no GPU", "Use --device cpu.")
+    if options.threads:
+        torch.set_num_threads(options.threads)

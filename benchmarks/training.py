@@ -11,16 +11,14 @@ of a whole update: gather, augmentation, attack, weight perturbation and both op
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from command_line import command_of
+from command_line import add_result_options, prepare, require_at_least, run_timing
 from training_arms import PROGRESS, Arm, build_arm, minibatch, new_trainer, run_blocks
 from training_checks import Stages, check_equal_results, count_work, passes_by_hand, stages_of
 from training_plot import plot_training
@@ -29,9 +27,8 @@ from flss_edge.data import ImageSet, load_images
 from flss_edge.hardware import PRECISIONS
 from flss_edge.recipes import recipe_named
 from flss_edge.recipes.config import Recipe
-from flss_runtime.atomic import atomic_write, refuse_existing
 from flss_runtime.environment import describe_environment
-from flss_runtime.errors import BenchmarkInvalid, EngineUnavailable, FLSSError, UsageError
+from flss_runtime.errors import UsageError
 from flss_runtime.latency import overhead, variation
 from flss_runtime.machine import Snapshot, cpu_model
 from flss_runtime.validity import Flag, flag, machine_flags, run_flags
@@ -51,22 +48,7 @@ PEAKS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for and return the exit code: 1 a check failed, 5 not valid, else FLSSError's."""
-    given = sys.argv[1:] if arguments is None else arguments
-    try:
-        options = _parse(given)
-        result = measure(options)
-        result = {"schema_version": 1, "command": command_of("training.py", options), **result}
-        with atomic_write(options.output, overwrite=options.overwrite) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        plot_training(result, options.output.with_suffix(".png"))
-        print(_summary(result))
-        if result["validity"]["flags"] and not options.allow_invalid:
-            details = "; ".join(item["detail"] for item in result["validity"]["flags"])
-            raise BenchmarkInvalid(details, "Repeat on a quiet machine; --allow-invalid accepts the result as flagged.")
-    except FLSSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_timing("training.py", arguments, parse=_parse, measure=measure, plot=plot_training, summary=_summary)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -240,18 +222,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=3, help="updates of each arm before the first block")
     parser.add_argument("--threads", type=int, help="of the CPU; by default torch's choice")
     parser.add_argument("--peak-tflops", type=float, help="of the device at this precision, for the fraction of it")
-    parser.add_argument("--allow-invalid", action="store_true", help="exit 0 also when the result is flagged")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON; the plot goes beside it as .png")
+    add_result_options(parser)
     options = parser.parse_args(arguments)
-    for name in ("width", "blocks", "updates", "warm_up"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(options, name)}", "Give at least 1.")
-    refuse_existing(options.output, options.overwrite)
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailable("torch sees no GPU", "Use --device cpu.")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    require_at_least(options, width=1, blocks=1, updates=1, warm_up=1)
+    prepare(options)
     return options
 
 

@@ -74,7 +74,7 @@ def require_peers() -> None:
             try:
                 importlib.import_module(name)
             except ImportError as error:
-                pytest.skip(f"{name}, the independent implementation, cannot be imported: {error}")
+                pytest.skip(f"needs {name}, an independent implementation ({error}): make peers")
 
 
 @pytest.mark.parametrize("network", ["flss", "classifier"])
@@ -191,6 +191,7 @@ def test_attacks_only_images_that_are_right(
         scripts["attack_peers"].right_images(options, load_checkpoint(checkpoint))
 
 
+@pytest.mark.slow  # make test-slow installs the peers
 def test_times_both_implementations(
     scripts: dict[str, ModuleType], checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

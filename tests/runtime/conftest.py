@@ -142,6 +142,22 @@ def gate(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Gate:
     return make_gate(tmp_path_factory.mktemp("gate") / "gate.onnx", tiny)
 
 
+@pytest.fixture
+def cascade_path(tiny: TinyModel, gate: Gate, tmp_path: Path) -> Path:
+    """The bundle of `tiny` and `gate`, not calibrated; a test may write into it."""
+    from .cascades import write_cascade
+
+    return write_cascade(tmp_path / "cascade.bundle", tiny, gate).path
+
+
+@pytest.fixture
+def middle(tiny: TinyModel, gate: Gate) -> float:
+    """The confidence that half of the first 40 random images reach."""
+    from .cascades import middle_confidence
+
+    return middle_confidence(tiny, gate)
+
+
 @pytest.fixture()
 def frames(tiny: TinyModel) -> npt.NDArray[np.uint8]:
     """Seven random frames, (7, H, W, 3) uint8."""

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from flss_runtime import arms
 from flss_runtime.bundle import load_bundle, store_calibration
-from flss_runtime.calibration import Provenance
 from flss_runtime.classifier import open_classifier
 from flss_runtime.decision import (
     Decision,
@@ -27,11 +26,7 @@ from flss_runtime.decision import (
 from flss_runtime.errors import BundleError, DataError, InferenceError, UsageError
 from flss_runtime.noise import SeededNoise
 
-from .bundles import (
-    NOISE_SCALE,
-    NUM_SAMPLES,
-    random_images,
-)
+from .bundles import NOISE_SCALE, NUM_SAMPLES, random_images
 from .cascades import (
     MIN_VOTES,
     Gate,
@@ -40,25 +35,11 @@ from .cascades import (
     expected_decisions,
     make_gate,
     mean_choices,
-    middle_confidence,
     open_parts,
-    write_cascade,
 )
 
 if TYPE_CHECKING:
     from .conftest import TinyModel
-
-PROVENANCE = Provenance(data="random pixels", data_sha256="ab" * 32, engine="ort", seed=1)
-
-
-@pytest.fixture
-def place(tiny: TinyModel, gate: Gate, tmp_path: Path) -> Path:
-    return write_cascade(tmp_path / "cascade.bundle", tiny, gate).path
-
-
-@pytest.fixture
-def middle(tiny: TinyModel, gate: Gate) -> float:
-    return middle_confidence(tiny, gate)
 
 
 def shown(decisions: list[Decision]) -> list[tuple[int | None, int | None, int, bool]]:
@@ -125,9 +106,9 @@ class TestRule:
 
 
 class TestClassify:
-    def test_is_the_cascade_of_the_paper(self, tiny: TinyModel, gate: Gate, place: Path, middle: float) -> None:
+    def test_is_the_cascade_of_the_paper(self, tiny: TinyModel, gate: Gate, cascade_path: Path, middle: float) -> None:
         images = random_images(tiny, 40)
-        bundle = store_calibration(load_bundle(place), cascade_entry(middle))
+        bundle = store_calibration(load_bundle(cascade_path), cascade_entry(middle))
         with open_classifier(bundle, noise=SeededNoise(7), threads=1) as classifier:
             found = classifier.classify(images)
         expected = expected_decisions(tiny, gate, images, middle, 7)
@@ -142,9 +123,9 @@ class TestClassify:
         assert (votes[gated] < MIN_VOTES).any()
         assert (winners != mean_choices(tiny, images))[gated].any()
 
-    def test_single_frames_batches_and_floats_agree(self, tiny: TinyModel, place: Path, middle: float) -> None:
+    def test_single_frames_batches_and_floats_agree(self, tiny: TinyModel, cascade_path: Path, middle: float) -> None:
         images = random_images(tiny, 12)
-        bundle = store_calibration(load_bundle(place), cascade_entry(middle))
+        bundle = store_calibration(load_bundle(cascade_path), cascade_entry(middle))
 
         def classified(*calls: Any) -> list[Decision]:
             with open_classifier(bundle, noise=SeededNoise(3), threads=1) as classifier:
@@ -156,9 +137,9 @@ class TestClassify:
         assert classified(images[:5], list(images[5:])) == whole
         assert classified(images.transpose(0, 3, 1, 2).astype(np.float32) / 255) == whole
 
-    def test_invalid_images_take_no_noise_and_no_gate(self, tiny: TinyModel, place: Path, middle: float) -> None:
+    def test_invalid_images_take_no_noise_and_no_gate(self, tiny: TinyModel, cascade_path: Path, middle: float) -> None:
         images = random_images(tiny, 4)
-        bundle = store_calibration(load_bundle(place), cascade_entry(middle))
+        bundle = store_calibration(load_bundle(cascade_path), cascade_entry(middle))
         with open_classifier(bundle, noise=SeededNoise(3), threads=1) as classifier:
             whole = classifier.classify(images)
         with open_classifier(bundle, noise=SeededNoise(3), threads=1) as classifier:
@@ -203,10 +184,10 @@ class TestClassify:
 
 
 class TestOpening:
-    def test_gate_and_policy_go_together(self, tiny: TinyModel, gate: Gate, place: Path) -> None:
+    def test_gate_and_policy_go_together(self, tiny: TinyModel, gate: Gate, cascade_path: Path) -> None:
         bare = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, 0)
         with pytest.raises(UsageError, match="would leave the gate out"):
-            open_classifier(place, policy=bare)
+            open_classifier(cascade_path, policy=bare)
         with pytest.raises(UsageError, match="would leave the gate out"):
             open_parts(tiny, gate, bare)
         with pytest.raises(UsageError, match="there is no gate"):
@@ -244,8 +225,8 @@ class TestOpening:
         with pytest.raises(InferenceError, match="closed"):
             classifier.gate.run({"images": np.zeros((1, 3, 8, 8), np.float32)})
 
-    def test_a_benchmark_runs_the_gate(self, tiny: TinyModel, place: Path) -> None:
-        bundle = load_bundle(place)  # not calibrated
+    def test_a_benchmark_runs_the_gate(self, tiny: TinyModel, cascade_path: Path) -> None:
+        bundle = load_bundle(cascade_path)  # not calibrated
         image = random_images(tiny, 1)[0]
         arm = arms.open_smoothed(bundle, "ort", 20, 1, 0)
         answer = arm.frame(image)

@@ -41,7 +41,6 @@ from .cascades import (
     choices_of,
     make_gate,
     mean_choices,
-    middle_confidence,
     open_parts,
     write_cascade,
 )
@@ -52,25 +51,15 @@ if TYPE_CHECKING:
 PROVENANCE = Provenance(data="random pixels", data_sha256="ab" * 32, engine="ort", seed=1)
 
 
-@pytest.fixture
-def place(tiny: TinyModel, gate: Gate, tmp_path: Path) -> Path:
-    return write_cascade(tmp_path / "cascade.bundle", tiny, gate).path
-
-
-@pytest.fixture
-def middle(tiny: TinyModel, gate: Gate) -> float:
-    return middle_confidence(tiny, gate)
-
-
 class TestBundle:
-    def test_says_version_2_so_that_readers_of_version_1_refuse_it(self, place: Path) -> None:
+    def test_says_version_2_so_that_readers_of_version_1_refuse_it(self, cascade_path: Path) -> None:
         versions = [
-            json.loads((place / f"{name}.json").read_text())["format_version"] for name in ("manifest", "policy")
+            json.loads((cascade_path / f"{name}.json").read_text())["format_version"] for name in ("manifest", "policy")
         ]
         assert versions == [2, 2]
-        store_calibration(load_bundle(place), cascade_entry(0.5))
-        assert json.loads((place / "policy.json").read_text())["format_version"] == 2
-        assert load_bundle(place).has_gate
+        store_calibration(load_bundle(cascade_path), cascade_entry(0.5))
+        assert json.loads((cascade_path / "policy.json").read_text())["format_version"] == 2
+        assert load_bundle(cascade_path).has_gate
 
     def test_without_gate_it_stays_version_1(self, tiny: TinyModel, tmp_path: Path) -> None:
         bundle = store_calibration(write_tiny(tmp_path / "b", tiny), entry())
@@ -91,29 +80,31 @@ class TestBundle:
             (lambda m: m["precision"].pop("gate"), "'gate' must be one of fp32"),
         ],
     )
-    def test_a_manifest_that_contradicts_itself(self, place: Path, edit: Callable[..., Any], message: str) -> None:
-        edit_manifest(place, edit)
+    def test_a_manifest_that_contradicts_itself(
+        self, cascade_path: Path, edit: Callable[..., Any], message: str
+    ) -> None:
+        edit_manifest(cascade_path, edit)
         with pytest.raises(BundleError, match=message):
-            load_bundle(place)
+            load_bundle(cascade_path)
 
-    def test_a_policy_of_another_version(self, place: Path) -> None:
-        seal_policy(place, lambda policy: policy.update(format_version=1))
+    def test_a_policy_of_another_version(self, cascade_path: Path) -> None:
+        seal_policy(cascade_path, lambda policy: policy.update(format_version=1))
         with pytest.raises(BundleError, match=r"policy\.json has format version 1, the manifest beside it 2"):
-            load_bundle(place)
+            load_bundle(cascade_path)
 
-    def test_a_damaged_or_missing_gate(self, place: Path) -> None:
-        graph = place / "gate.onnx"
+    def test_a_damaged_or_missing_gate(self, cascade_path: Path) -> None:
+        graph = cascade_path / "gate.onnx"
         content = bytearray(graph.read_bytes())
         content[len(content) // 2] ^= 1
         graph.write_bytes(bytes(content))
         with pytest.raises(BundleError, match=r"gate\.onnx"):
-            load_bundle(place)
+            load_bundle(cascade_path)
         graph.unlink()
         with pytest.raises(BundleError, match=r"gate\.onnx"):
-            open_classifier(place)
+            open_classifier(cascade_path)
 
-    def test_without_the_gates_threshold_it_is_not_calibrated(self, place: Path) -> None:
-        bundle = store_calibration(load_bundle(place), entry())
+    def test_without_the_gates_threshold_it_is_not_calibrated(self, cascade_path: Path) -> None:
+        bundle = store_calibration(load_bundle(cascade_path), entry())
         assert bundle.calibration() is None
         for refused in (bundle.policy, lambda: open_classifier(bundle)):
             with pytest.raises(UncalibratedError, match=r"N = 40 at scale 2.0 without its gate\)"):
@@ -122,15 +113,15 @@ class TestBundle:
         assert len(bundle.calibrations) == 1
         assert bundle.policy() == SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, MIN_VOTES, 0.75)
 
-    def test_the_threshold_survives_the_file_exactly(self, place: Path) -> None:
+    def test_the_threshold_survives_the_file_exactly(self, cascade_path: Path) -> None:
         exact = float(np.nextafter(1, 0))
-        assert store_calibration(load_bundle(place), cascade_entry(exact)).policy().min_confidence == exact
+        assert store_calibration(load_bundle(cascade_path), cascade_entry(exact)).policy().min_confidence == exact
 
     @pytest.mark.parametrize("value", [-0.1, 1.01, "0.5", True, None])
-    def test_an_impossible_threshold(self, place: Path, value: Any) -> None:
+    def test_an_impossible_threshold(self, cascade_path: Path, value: Any) -> None:
         with pytest.raises(BundleError, match="'min_confidence' must be"):
-            store_calibration(load_bundle(place), cascade_entry(value))
-        assert load_bundle(place).calibrations == ()
+            store_calibration(load_bundle(cascade_path), cascade_entry(value))
+        assert load_bundle(cascade_path).calibrations == ()
 
 
 class TestRate:
@@ -166,13 +157,13 @@ class TestRate:
 
 class TestCalibrate:
     def test_measures_the_cascade_and_chooses_each_threshold_alone(
-        self, tiny: TinyModel, gate: Gate, place: Path
+        self, tiny: TinyModel, gate: Gate, cascade_path: Path
     ) -> None:
         images = random_images(tiny, 200)
         labels = mean_choices(tiny, images)
         labels[::2] = gate.logits(images[::2]).argmax(axis=1)  # each is right where the other often is not
         policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, min_confidence=0.0)
-        with open_classifier(place, policy=policy, noise=SeededNoise(1), threads=1) as classifier:
+        with open_classifier(cascade_path, policy=policy, noise=SeededNoise(1), threads=1) as classifier:
             found = calibrate(classifier, images, labels, 0.1, PROVENANCE)
 
         confidence, gate_correct = gate.confidence(images), gate.logits(images).argmax(axis=1) == labels
@@ -197,23 +188,25 @@ class TestCalibrate:
         wrong = gated.mean() - found["gate"]["kept"] / 200
         assert wrong > 0.1 and any(f"confident about {wrong:.1%} of the images" in note for note in found["notes"])
 
-        stored = store_calibration(load_bundle(place), found)
+        stored = store_calibration(load_bundle(cascade_path), found)
         assert stored.policy().min_confidence == found["gate"]["min_confidence"]
 
-    def test_a_gate_that_knows_what_it_knows_needs_no_note(self, tiny: TinyModel, gate: Gate, place: Path) -> None:
+    def test_a_gate_that_knows_what_it_knows_needs_no_note(
+        self, tiny: TinyModel, gate: Gate, cascade_path: Path
+    ) -> None:
         images = random_images(tiny, 500)
         policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, min_confidence=0.0)
-        with open_classifier(place, policy=policy, noise=SeededNoise(1), threads=1) as classifier:
+        with open_classifier(cascade_path, policy=policy, noise=SeededNoise(1), threads=1) as classifier:
             found = calibrate(classifier, images, gate.logits(images).argmax(axis=1), 0.1, PROVENANCE)
         assert found["gate"]["correct"] == 500 and found["gate"]["confident"] == found["gate"]["kept"] == 495
         assert not any("gate" in note for note in found["notes"])
 
-    def test_a_gate_that_is_never_right(self, tiny: TinyModel, gate: Gate, place: Path) -> None:
+    def test_a_gate_that_is_never_right(self, tiny: TinyModel, gate: Gate, cascade_path: Path) -> None:
         images = random_images(tiny, 20)
         wrong = (gate.logits(images).argmax(axis=1) + 1) % 5
         policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, min_confidence=0.0)
         with (
-            open_classifier(place, policy=policy, noise=SeededNoise(1), threads=1) as classifier,
+            open_classifier(cascade_path, policy=policy, noise=SeededNoise(1), threads=1) as classifier,
             pytest.raises(DataError, match="none of 20 images"),
         ):
             calibrate(classifier, images, wrong, 0.1, PROVENANCE)
@@ -225,15 +218,15 @@ class TestCalibrate:
 
 
 class TestEquivalence:
-    def test_passes_on_real_graphs(self, place: Path, middle: float) -> None:
-        report = verify_bundle(place, threads=1)
+    def test_passes_on_real_graphs(self, cascade_path: Path, middle: float) -> None:
+        report = verify_bundle(cascade_path, threads=1)
         assert report.passed and report.reference is not None
         assert set(report.golden.tensor_differences) == {"mean", "std", "logits", "gate_logits"}
         assert set(report.reference.tensor_differences) == {"gate_confidence"}
         assert report.reference.gate_flips is None and "gate_flips" not in report.reference.to_json()
 
-        store_calibration(load_bundle(place), cascade_entry(middle))
-        report = verify_bundle(place, threads=1)
+        store_calibration(load_bundle(cascade_path), cascade_entry(middle))
+        report = verify_bundle(cascade_path, threads=1)
         assert report.passed and report.reference is not None
         assert (report.reference.gate_flips, report.reference.rejection_flips) == (0, 0)
         assert json.loads(json.dumps(report.to_json(), allow_nan=False))["reference"]["gate_flips"] == 0

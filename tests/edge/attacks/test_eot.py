@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flss_edge.adversary import value_and_gradient
 from flss_edge.attacks import Attack
 from flss_edge.attacks.apgd import apgd_ce
 from flss_edge.attacks.eot import ExpectationOverTransformation
@@ -20,7 +21,6 @@ from flss_edge.attacks.objectives import (
     per_image,
     softmax_margin,
     targeted_margin,
-    value_and_gradient,
 )
 from flss_edge.attacks.pgd import pgd_attack, pgd_restarts
 from flss_edge.classifiers.confidence import Confidence

@@ -19,7 +19,7 @@ from flss_edge.attacks.objectives import margin
 from . import attack_cases
 from .attack_cases import Case, PassCounter, cases, curved, draws_for, images_with_corners
 from .labels_of_victim import against_the_answers
-from .pass_counts_black_box import PASSES_BLACK_BOX
+from .pass_counts import passes_by_hand
 
 SHORT: dict[str, Attack] = {
     "fab": partial(fab, steps=8),
@@ -172,5 +172,5 @@ def test_passes(attack: Attack, steps: int) -> None:
     labels = network(images).argmax(dim=1)
     counter = PassCounter(network)
     attack(network, images, labels, epsilon=0.1, draws=draws_for(3), steps=steps)
-    expected = PASSES_BLACK_BOX[attack.__name__].at(steps)
+    expected = passes_by_hand(attack, steps=steps, restarts=1, targets=9)
     assert (counter.forward / 3, counter.backward / 3) == expected

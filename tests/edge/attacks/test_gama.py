@@ -17,7 +17,7 @@ from flss_runtime.errors import UsageError
 
 from . import attack_cases
 from .attack_cases import Case, cases, curved, draws_for, images_with_corners, passes_of
-from .pass_counts import PASSES_WHITE_BOX
+from .pass_counts import passes_by_hand
 
 SHORT: dict[str, Attack] = {
     "gama_pgd": partial(gama_pgd, steps=12),
@@ -137,5 +137,5 @@ def test_attacks_each_image_on_its_own_and_by_its_draws(attack: Attack) -> None:
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_passes(steps: int) -> None:
-    assert passes_of(partial(gama_pgd, steps=steps)) == PASSES_WHITE_BOX["gama_pgd"].at(steps)
-    assert passes_of(partial(gama_mt, steps=steps, rank=3)) == PASSES_WHITE_BOX["gama_mt"].at(steps)
+    assert passes_of(partial(gama_pgd, steps=steps)) == passes_by_hand(gama_pgd, steps=steps)
+    assert passes_of(partial(gama_mt, steps=steps, rank=3)) == passes_by_hand(gama_mt, steps=steps, rank=3)

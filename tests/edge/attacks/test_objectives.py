@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flss_edge.adversary import value_and_gradient
 from flss_edge.attacks.objectives import (
     Loss,
     cross_entropy,
@@ -23,7 +24,6 @@ from flss_edge.attacks.objectives import (
     targeted_dlr,
     targeted_margin,
     targeted_softmax_margin,
-    value_and_gradient,
 )
 
 LOG = math.log

@@ -17,7 +17,7 @@ from flss_edge.attacks.square import covered, square
 from . import attack_cases
 from .attack_cases import Case, PassCounter, cases, curved, draws_for, images_with_corners, passes_of
 from .labels_of_victim import against_the_answers
-from .pass_counts_black_box import PASSES_BLACK_BOX
+from .pass_counts import passes_by_hand
 
 SHORT: dict[str, Attack] = {
     "stopping": partial(square, queries=12),
@@ -181,4 +181,4 @@ def test_averages_over_draws(attack: Attack) -> None:
 
 @pytest.mark.parametrize("queries", [1, 7])
 def test_passes(queries: int) -> None:
-    assert passes_of(partial(square, queries=queries, stop=False)) == PASSES_BLACK_BOX["square"].at(queries)
+    assert passes_of(partial(square, queries=queries, stop=False)) == passes_by_hand(square, queries=queries)
