@@ -18,8 +18,8 @@ import torch
 from flss_edge import __version__
 from flss_edge.checkpoint import Checkpoint
 from flss_edge.data import ImageSet
+from flss_edge.gate import gate_network
 from flss_edge.model import FLSS, Classifier
-from flss_export.cascade import gate_network
 from flss_export.graphs import FILES, GraphSet, build_graphs, gate_graph
 from flss_export.parity import ByteArray, gate_outputs, reference_network, reference_outputs, replay
 from flss_runtime.atomic import refuse_existing

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from flss_edge.checkpoint import Checkpoint
+from flss_edge.gate import gate_network
 from flss_edge.model import FLSS, Classifier
-from flss_export.cascade import gate_network
 from flss_runtime.bundle import Bundle
 from flss_runtime.comparison import Comparison, GateOutputs, Outputs, compare, count_votes
 from flss_runtime.decision import SmoothingPolicy, confidences

@@ -16,7 +16,7 @@ from flss_edge.classifiers.of_checkpoint import calibrated, classifiers_of
 from flss_edge.classifiers.selective import SelectiveClassifier
 from flss_edge.classifiers.vote import MeanSoftmax, Vote
 from flss_edge.data import ImageSet
-from flss_edge.model import FLSS
+from flss_edge.gate import gate_network
 from flss_runtime.errors import CheckpointError, UsageError
 
 WRONG_AND_REJECTED = ("accepted-wrong", "wrong-majority", "rejection")
@@ -102,15 +102,15 @@ def subject_of(
         gate: a confidence-calibrated (CCAT) checkpoint: adds the cascade of both.
 
     Raises:
-        CheckpointError: the gate is no plain classifier, has other classes, or the checkpoint cannot vote behind one.
+        CheckpointError: the gate does not fit, see `flss_edge.gate`, or the checkpoint cannot vote behind one.
         DataError: the budget allows nothing on so few images.
     """
     networks: list[nn.Module] = [checkpoint.model.to(device).eval()]
     made = classifiers_of(checkpoint, num_samples=num_samples, noise_scale=noise_scale, seed=seed)
     classifiers = list(calibrated(made, calibration, budget, device))
     if gate is not None:
-        _check_gate(checkpoint, gate)
-        networks.append(gate.model.to(device).eval())
+        checkpoint.flss()
+        networks.append(gate_network(gate, checkpoint).to(device).eval())
         gates = calibrated(
             classifiers_of(gate, num_samples=num_samples, noise_scale=noise_scale, seed=seed),
             calibration,
@@ -123,15 +123,3 @@ def subject_of(
             raise CheckpointError("the gate was not trained with recipe ccat", "train one with --recipe ccat")
         classifiers += [Cascade(opening, vote), opening]
     return Subject(classifiers, networks, checkpoint.model.config.num_classes)
-
-
-def _check_gate(checkpoint: Checkpoint, gate: Checkpoint) -> None:
-    checkpoint.flss()
-    if isinstance(gate.model, FLSS):
-        raise CheckpointError("the gate is an FLSS network", "give --gate a checkpoint of recipe ccat")
-    if gate.class_names != checkpoint.class_names:
-        raise CheckpointError(
-            f"the gate has classes {', '.join(gate.class_names[:4])} …, the checkpoint "
-            f"{', '.join(checkpoint.class_names[:4])} …",
-            "train both on the same data",
-        )

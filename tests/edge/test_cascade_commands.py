@@ -1,4 +1,4 @@
-"""The commands with a cascade: export --gate, calibrate, verify, inspect, predict, bench."""
+"""The commands with a cascade: export and evaluate --gate, calibrate, verify, inspect, predict, bench."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from flss_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from flss_edge.model import Classifier, ModelConfig
+from flss_edge.model import Classifier, ModelConfig, build_network
 from flss_runtime.bench_worker import Profile
 from flss_runtime.benchmark import run_benchmark
 from flss_runtime.bundle import load_bundle, store_calibration
@@ -27,12 +27,20 @@ from flss_runtime.noise import SeededNoise
 Runner = Callable[..., Any]
 
 
-def _save_gate(path: Path, names: tuple[str, ...], size: int = 32) -> Path:
+def _save_gate(path: Path, names: tuple[str, ...], size: int = 32, weight_noise: bool = False) -> Path:
     """Write a classifier of three classes that looks at the colour of a picture, but not very sharply."""
-    config = ModelConfig(num_classes=len(names), width=4, image_size=size, network="classifier", blocks=(1,))
+    config = ModelConfig(
+        num_classes=len(names),
+        width=4,
+        image_size=size,
+        network="classifier",
+        blocks=(1,),
+        weight_noise=weight_noise,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        network = Classifier(config).eval()
+        network = build_network(config).eval()
+        assert isinstance(network, Classifier)
         nn.init.normal_(network.fc.weight, std=3)
     save_checkpoint(path, Checkpoint(network, names, training={"config": {"recipe": "ccat"}}))
     return path
@@ -162,18 +170,25 @@ def test_verify_refuses_a_gate_that_compares_nothing(
     assert plain.code == 2 and "without a gate in the bundle" in plain.err
 
 
-def test_export_refuses_gates_that_do_not_fit(run: Runner, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    target = tmp_path / "refused.bundle"
+@pytest.mark.parametrize("command", ["export", "evaluate"])
+def test_gates_that_do_not_fit_are_refused(
+    run: Runner, tiny_checkpoint: Path, labelled_pictures: Path, tmp_path: Path, command: str
+) -> None:
+    target = tmp_path / "refused"
     other = _save_gate(tmp_path / "other.pt", ("cat", "dog", "owl"))
     large = _save_gate(tmp_path / "large.pt", ("cat", "dog", "fox"), size=64)
+    noisy = _save_gate(tmp_path / "noisy.pt", ("cat", "dog", "fox"), weight_noise=True)
+    images = ("--data", labelled_pictures, "--calibration", labelled_pictures, "--budget", "0.2")
+    arguments = {"export": ("-o", target), "evaluate": (*images, "--folder", target)}[command]
     for gate, message in (
         (other, "the gate knows 3 classes (cat, dog, owl)"),
         (large, "the gate takes images of 64 pixels"),
+        (noisy, "the gate's checkpoint draws noise for its weights"),
         (tiny_checkpoint, "the gate's checkpoint holds an FLSS network"),
         (tmp_path / "absent.pt", "does not exist"),
     ):
-        done = run("export", tiny_checkpoint, "--gate", gate, "-o", target)
-        assert done.code == 3 and message in done.err and "fix: " in done.err
+        done = run(command, tiny_checkpoint, "--gate", gate, *arguments)
+        assert done.code == 3 and message in done.err and "fix: " in done.err, done.err
         assert not target.exists()
 
 
