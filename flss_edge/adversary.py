@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Objective = Callable[[Tensor], Tensor]
+Objective: TypeAlias = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) -> a sum over the images, each term depending on its own image only."""
+
+ObjectiveEach: TypeAlias = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) -> (B,), each value depending on its own image only."""
 
 
 def pgd(objective: Objective, images: Tensor, start: Tensor, *, epsilon: float, step_size: float, steps: int) -> Tensor:
@@ -55,6 +60,19 @@ def input_gradient(objective: Objective, images: Tensor) -> Tensor:
     images = images.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(objective(images), images)
     return gradient
+
+
+def value_and_gradient(objective: ObjectiveEach, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every image's objective (B,) and its gradient (B, 3, H, W); no weight gets any."""
+    images = images.detach().requires_grad_(True)
+    values = objective(images)
+    (gradient,) = torch.autograd.grad(values.sum(), images)
+    return values.detach(), gradient
+
+
+def spread(each: Tensor) -> Tensor:
+    """Return one number an image (B,) as (B, 1, 1, 1)."""
+    return each[:, None, None, None]
 
 
 def cross_entropy_of(logits_of: Callable[[Tensor], Tensor], labels: Tensor) -> Objective:

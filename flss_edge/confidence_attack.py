@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flss_edge.adversary import ObjectiveEach, spread, value_and_gradient
 from flss_edge.minibatch import Draws
 
 SMALLEST_STEP = 1e-20
-
-ObjectiveEach = Callable[[Tensor], Tensor]
 
 
 def confidence_attack(
@@ -49,18 +48,18 @@ def confidence_attack(
     """
     lower, upper = (images - epsilon).clamp_(min=0), (images + epsilon).clamp_(max=1)
     current = best = torch.clamp(start, lower, upper)
-    value, gradient = _value_and_gradient(objective, current)
+    value, gradient = value_and_gradient(objective, current)
     sizes = torch.full_like(value, step_size)
     velocity = torch.zeros_like(current)
     for _ in range(steps):
         velocity = momentum * velocity + (1 - momentum) * gradient.sign()
-        candidate = torch.clamp(current + _spread(sizes) * velocity, lower, upper)
-        candidate_value, candidate_gradient = _value_and_gradient(objective, candidate)
+        candidate = torch.clamp(current + spread(sizes) * velocity, lower, upper)
+        candidate_value, candidate_gradient = value_and_gradient(objective, candidate)
         better, accepted = candidate_value > value, candidate_value >= value
         # Nothing is accepted that is worse, so `value` is also that of the best; on a plateau the best stays behind.
-        best = torch.where(_spread(better), candidate, best)
-        current = torch.where(_spread(accepted), candidate, current)
-        gradient = torch.where(_spread(accepted), candidate_gradient, gradient)
+        best = torch.where(spread(better), candidate, best)
+        current = torch.where(spread(accepted), candidate, current)
+        gradient = torch.where(spread(accepted), candidate_gradient, gradient)
         value = torch.where(accepted, candidate_value, value)
         sizes = torch.where(accepted, sizes, (sizes / factor).clamp(min=SMALLEST_STEP))
     return best
@@ -89,16 +88,5 @@ def gaussian_start(images: Tensor, draws: Draws, epsilon: float, name: str = "st
 def uniform_norm_start(images: Tensor, draws: Draws, epsilon: float, name: str = "start") -> Tensor:
     """Return points whose L-infinity distance from their image is uniform in [0, epsilon)."""
     direction = draws.normal(name, *images.shape[1:])
-    direction = direction / _spread(direction.abs().amax(dim=(1, 2, 3)))
-    return images + epsilon * _spread(draws.uniform(f"{name} norm")) * direction
-
-
-def _value_and_gradient(objective: ObjectiveEach, images: Tensor) -> tuple[Tensor, Tensor]:
-    images = images.detach().requires_grad_(True)
-    values = objective(images)
-    (gradient,) = torch.autograd.grad(values.sum(), images)
-    return values.detach(), gradient
-
-
-def _spread(each: Tensor) -> Tensor:
-    return each[:, None, None, None]
+    direction = direction / spread(direction.abs().amax(dim=(1, 2, 3)))
+    return images + epsilon * spread(draws.uniform(f"{name} norm")) * direction

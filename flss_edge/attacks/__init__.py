@@ -46,7 +46,8 @@ class PlannedAttack:
         victim: name of the selective classifier that is attacked; "" is the path without sampling.
         groups: names of the suites that it counts for.
         samples: random draws that each gradient averages over (EOT); 0 attacks the path without sampling.
-        passes: forward and backward passes an image, roughly; for the time left.
+        passes: forward and backward passes an image, roughly, at least 1; for the time left.
+        starts: names of attacks before it, at whose images it begins too; `run` takes them as `starts`.
         bounded: whether the result lies in the ball; random corruptions do not.
     """
 
@@ -57,4 +58,5 @@ class PlannedAttack:
     groups: tuple[str, ...] = ()
     samples: int = 0
     passes: int = 1
+    starts: tuple[str, ...] = ()
     bounded: bool = True

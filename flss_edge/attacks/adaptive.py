@@ -22,14 +22,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from flss_edge.adversary import uniform_start
+from flss_edge.adversary import ObjectiveEach, uniform_start
 from flss_edge.attacks import Victim
 from flss_edge.attacks.apgd import ascend
 from flss_edge.attacks.closed_form import closed_form_objective, gate_objective
 from flss_edge.attacks.objectives import margin, other_classes, per_image, strongest
 from flss_edge.classifiers.answers import Answers, BoolArray, IntArray
 from flss_edge.classifiers.selective import SelectiveClassifier
-from flss_edge.confidence_attack import ObjectiveEach
 from flss_edge.minibatch import Draws, seed_of
 from flss_runtime.errors import UsageError
 

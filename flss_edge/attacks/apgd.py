@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flss_edge.adversary import ObjectiveEach, spread, value_and_gradient
 from flss_edge.attacks import Victim
 from flss_edge.attacks.objectives import (
     Loss,
@@ -23,12 +24,9 @@ from flss_edge.attacks.objectives import (
     other_classes,
     over_draws,
     per_image,
-    spread,
     strongest,
     targeted_dlr,
-    value_and_gradient,
 )
-from flss_edge.confidence_attack import ObjectiveEach
 from flss_edge.minibatch import Draws
 
 Judgement = Callable[[Tensor], Tensor]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flss_edge.adversary import ObjectiveEach
 from flss_edge.classifiers.deterministic import linear_head
-from flss_edge.confidence_attack import ObjectiveEach
 from flss_edge.model import FLSS
 from flss_runtime.errors import UsageError
 

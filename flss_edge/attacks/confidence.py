@@ -9,9 +9,10 @@ import math
 
 from torch import Tensor
 
+from flss_edge.adversary import ObjectiveEach
 from flss_edge.attacks import Victim
 from flss_edge.attacks.objectives import cross_entropy, per_image, strongest
-from flss_edge.confidence_attack import ObjectiveEach, confidence_attack, log_wrong_confidence, uniform_norm_start
+from flss_edge.confidence_attack import confidence_attack, log_wrong_confidence, uniform_norm_start
 from flss_edge.minibatch import Draws
 
 

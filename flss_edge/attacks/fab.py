@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flss_edge.adversary import spread, value_and_gradient
 from flss_edge.attacks import Victim
 from flss_edge.attacks.objectives import (
     margin,
     other_classes,
     over_draws,
     per_image,
-    spread,
     targeted_margin,
-    value_and_gradient,
 )
 from flss_edge.minibatch import Draws
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flss_edge.adversary import Objective
+from flss_edge.adversary import Objective, ObjectiveEach, spread
 from flss_edge.attacks import Victim
-from flss_edge.confidence_attack import ObjectiveEach
 
 SMALLEST_SPREAD = 1e-12  # added to DLR's denominator, as AutoAttack does
 
@@ -124,19 +123,6 @@ def strongest(candidates: Iterable[Tensor], score: ObjectiveEach) -> Tensor:
             best, highest = torch.where(spread(higher), candidate, best), torch.where(higher, value, highest)
     assert best is not None, "no candidates"
     return best
-
-
-def value_and_gradient(objective: ObjectiveEach, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every image's objective (B,) and its gradient (B, 3, H, W); no weight gets any."""
-    images = images.detach().requires_grad_(True)
-    values = objective(images)
-    (gradient,) = torch.autograd.grad(values.sum(), images)
-    return values.detach(), gradient
-
-
-def spread(each: Tensor) -> Tensor:
-    """Return one number an image (B,) as (B, 1, 1, 1)."""
-    return each[:, None, None, None]
 
 
 def _of(logits: Tensor, classes: Tensor) -> Tensor:

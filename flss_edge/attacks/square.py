@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from flss_edge.adversary import spread
 from flss_edge.attacks import Victim
-from flss_edge.attacks.objectives import margin, over_draws, per_image, spread
+from flss_edge.attacks.objectives import margin, over_draws, per_image
 from flss_edge.minibatch import Draws
 
 PAPER_QUERIES = 10_000

@@ -21,16 +21,16 @@ from flss_edge.attacks.gama import gama_mt, gama_pgd
 from flss_edge.attacks.pgd import pgd_attack, pgd_cw, pgd_restarts
 from flss_edge.attacks.square import square
 from flss_edge.attacks.transfer import transfer
+from flss_edge.classifiers.answers import CLEAN
 from flss_edge.minibatch import Draws
 from flss_runtime.errors import UsageError
 
-CLEAN = "clean"
 RADII = (0.05, 0.1, 0.25, 0.5, 1.0)  # of epsilon, for forced rejections: to reject what is nearly clean costs most
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An attack of the path without sampling, with its settings and its rough cost in gradients an image."""
+    """An attack of the path without sampling, with its settings and its rough cost in gradients an image (>= 1)."""
 
     run: Callable[..., Tensor]
     cost: Callable[[Mapping[str, Any]], int]
@@ -55,13 +55,14 @@ ENTRIES: Mapping[str, Entry] = {
     **{f"gama-mt-{rank}": Entry(gama_mt, _steps, {"rank": rank}) for rank in (2, 3, 4, 5)},
     "gama-mt-untargeted": Entry(gama_mt, _steps, {"rank": None}),
     "fab": Entry(fab, lambda settings: 6 * _restarted(settings)),
-    "square": Entry(square, lambda settings: int(settings["queries"]) // 3),
+    "square": Entry(square, lambda settings: max(1, int(settings["queries"]) // 3)),
     "apgd-t": Entry(apgd_targeted, lambda settings: int(settings["steps"] * settings["targets"])),
     "fab-t": Entry(fab_targeted, lambda settings: 3 * _restarted(settings) * int(settings["targets"]) // 2),
     "pgd-long": Entry(pgd_restarts, _restarted),
     "confidence": Entry(confidence_wrong, lambda settings: int(settings["steps"] * (settings["restarts"] + 1))),
     "confidence-ce": Entry(confidence_ce, _restarted),
 }
+GOALS_WITH_STARTS = ("accepted-wrong", "wrong-majority")  # of suite all: begun at what the paper's six found, too
 PAPER = ("pgd", "apgd-ce", "apgd-dlr", "pgd-cw", "gama-pgd")
 GAMA_MT = (*(f"gama-mt-{rank}" for rank in (2, 3, 4, 5)), "gama-mt-untargeted")
 SUITES: Mapping[str, tuple[str, ...]] = {
@@ -146,8 +147,10 @@ def _suite(name: str, settings: SuiteSettings) -> list[PlannedAttack]:
     if name in ENTRIES:
         return [_entry(name, settings)]
     plan = [_entry(attack, settings) for attack in SUITES[name]]
-    if name in ("adaptive", "all"):
+    if name == "adaptive":
         plan += _adaptive(settings, {}, RADII)
+    if name == "all":
+        plan += _adaptive(settings, {}, RADII, starts=(*PAPER, GAMA_MT[-1]))
     if name == "quick":
         plan += _adaptive(settings, QUICK_ADAPTIVE, (1.0,))
     if name == "all":
@@ -162,15 +165,18 @@ def _entry(name: str, settings: SuiteSettings) -> PlannedAttack:
     return PlannedAttack(name, run, settings.epsilon, samples=settings.samples, passes=cost)
 
 
-def _adaptive(settings: SuiteSettings, defaults: Mapping[str, Any], radii: Sequence[float]) -> list[PlannedAttack]:
+def _adaptive(
+    settings: SuiteSettings, defaults: Mapping[str, Any], radii: Sequence[float], starts: tuple[str, ...] = ()
+) -> list[PlannedAttack]:
     plan = []
     for victim, kinds in settings.against.items():
         for kind in kinds:
             run, values = _bound(kind, ADAPTIVE[kind], defaults, settings)
-            cost = _restarted(values) * int(values.get("targets", 1))
+            begun = starts if kind in GOALS_WITH_STARTS else ()
+            cost = int(values["steps"] * (values["restarts"] + len(begun)) * values.get("targets", 1))
             for radius in radii if kind == "rejection" else (1.0,):
                 name = f"{victim}:{kind}" + ("" if radius == 1 else f"@{radius:g}")
-                plan.append(PlannedAttack(name, run, radius * settings.epsilon, victim, passes=cost))
+                plan.append(PlannedAttack(name, run, radius * settings.epsilon, victim, passes=cost, starts=begun))
     return plan
 
 

@@ -15,6 +15,9 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+CLEAN = "clean"
+"""The name of the attack that leaves the images as they are; the answers to untouched images are kept under it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:

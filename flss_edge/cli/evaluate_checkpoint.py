@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from flss_edge import __version__
 from flss_edge.attacks import PlannedAttack
 from flss_edge.attacks.suites import SuiteSettings, check_suites, planned
 from flss_edge.augment import to_float
 from flss_edge.checkpoint import Checkpoint, load_checkpoint
-from flss_edge.cli.evaluation_options import QUICK_IMAGES, SWEEPS, EvaluationOptions
+from flss_edge.cli.evaluation_images import images_of, spaced, split_of
+from flss_edge.cli.evaluation_options import SWEEPS, EvaluationOptions
 from flss_edge.cli.evaluation_report import command_of, document_of, draw_examples, write_reports
-from flss_edge.cli.labelled import align_classes
-from flss_edge.cli.output import Document, progress, say
+from flss_edge.cli.output import Document, duration, progress, say
 from flss_edge.cli.training_session import entered_by_first, readable_torch_errors
 from flss_edge.cli.training_setup import resolved_device
 from flss_edge.data import ImageSet, load_images
@@ -31,6 +32,7 @@ from flss_edge.robustness.campaign import Campaign
 from flss_edge.robustness.corruptions import planned_corruptions
 from flss_edge.robustness.evaluation import Extras, campaign_of, results_of
 from flss_edge.robustness.out_of_distribution import outside_images
+from flss_edge.robustness.overlap import recorded_uses
 from flss_edge.robustness.state import State, occupied
 from flss_edge.robustness.subject import Subject, subject_of
 from flss_edge.robustness.sweeps import sweep_rows, swept
@@ -57,11 +59,12 @@ def evaluate_checkpoint(path: Path, options: EvaluationOptions) -> Document | No
 
 def _evaluate(path: Path, options: EvaluationOptions, processes: Processes, device: torch.device) -> Document | None:
     checkpoint = load_checkpoint(path)
-    images, calibration = _images(checkpoint, options)
+    images, calibration = images_of(checkpoint, options)
     subject = _subject(checkpoint, calibration, options, device)
-    plan = _plan(subject, calibration, options, device)
+    sources = {name: load_checkpoint(path).model.to(device).eval() for name, path in _sources(options).items()}
+    plan = _plan(subject, calibration, sources, options, device)
     subject, plan = swept(options.sweep, subject, plan, calibration, budget=options.budget, device=device)
-    extras = _extras(checkpoint, images, calibration, options)
+    extras = _extras(checkpoint, images, calibration, sources, options)
     campaign = campaign_of(
         subject, images, plan, extras, seed=options.seed, batch_size=options.batch_size, device=device
     )
@@ -95,41 +98,6 @@ def _check_options(options: EvaluationOptions) -> None:
         refuse_existing(options.save_adversarial, options.overwrite)
 
 
-def _images(checkpoint: Checkpoint, options: EvaluationOptions) -> tuple[ImageSet, ImageSet]:
-    """Return the images to evaluate and those that freeze the thresholds."""
-    assert options.data is not None
-    spec = InputSpec(checkpoint.model.config.image_size, checkpoint.model.config.image_size)
-    per_class = checkpoint.training.get("validation_per_class")
-    found = load_images(options.data, options.split, spec=spec, validation_per_class=per_class)
-    images = _spaced(align_classes(found, checkpoint.class_names), options)
-    if options.calibration is not None:
-        split = "train" if _plain_folder(options.calibration) else "calibration"
-        stored = load_images(options.calibration, split, spec=spec, validation_per_class=per_class)
-    else:
-        stored = load_images(options.data, "calibration", spec=spec, validation_per_class=per_class)
-        if stored.source.partition("[")[0].endswith(":all") or stored.source.startswith(found.source):
-            raise UsageError(
-                f"{options.data} has no images of its own for the threshold", "add --calibration DATA with other images"
-            )
-    return images, align_classes(stored, checkpoint.class_names)
-
-
-def _plain_folder(path: Path) -> bool:
-    """Return whether all of it are pictures by class; anything else has a part that training left out."""
-    parts = ("train", "cifar-10-batches-py", "cifar-100-python")
-    inside = any((path / name).is_dir() for name in parts) or path.name in parts
-    return path.is_dir() and not inside
-
-
-def _spaced(images: ImageSet, options: EvaluationOptions) -> ImageSet:
-    """Return evenly spaced images, because folders are sorted by class."""
-    limit = options.limit or (QUICK_IMAGES if options.suites == ("quick",) else len(images))
-    if limit >= len(images):
-        return images
-    index = np.arange(limit) * len(images) // limit
-    return images.take(index, f"{images.source}[{limit} evenly spaced]")
-
-
 def _subject(
     checkpoint: Checkpoint, calibration: ImageSet, options: EvaluationOptions, device: torch.device
 ) -> Subject:
@@ -146,14 +114,18 @@ def _subject(
 
 
 def _plan(
-    subject: Subject, calibration: ImageSet, options: EvaluationOptions, device: torch.device
+    subject: Subject,
+    calibration: ImageSet,
+    sources: Mapping[str, nn.Module],
+    options: EvaluationOptions,
+    device: torch.device,
 ) -> list[PlannedAttack]:
     guides = to_float(torch.from_numpy(calibration.images).permute(0, 3, 1, 2).to(device))
     settings = SuiteSettings(
         epsilon=options.epsilon,
         against=subject.against(options.against),
         samples=options.eot,
-        sources={name: load_checkpoint(path).model.to(device).eval() for name, path in _sources(options).items()},
+        sources=sources,
         guides=(guides, torch.from_numpy(calibration.labels).to(device)),
         gaussian=isinstance(subject.networks[0], FLSS),
         changed=_changed(options.settings),
@@ -184,16 +156,21 @@ def _changed(settings: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
     return changed
 
 
-def _extras(checkpoint: Checkpoint, images: ImageSet, calibration: ImageSet, options: EvaluationOptions) -> Extras:
-    known: dict[str, ImageSet | str] = {"calibration": calibration}
-    if str(checkpoint.training.get("data", "")).startswith(images.source.partition("[")[0]):
-        known["training"] = images.source
+def _extras(
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    calibration: ImageSet,
+    sources: Mapping[str, nn.Module],
+    options: EvaluationOptions,
+) -> Extras:
+    known = recorded_uses(checkpoint.training, images, lambda split: split_of(checkpoint, split, options))
+    known["calibration"] = calibration
     outside = None
     if options.out_of_distribution is not None:
         size = checkpoint.model.config.image_size
         found = load_images(options.out_of_distribution, "test", spec=InputSpec(size, size))
-        outside = outside_images(_spaced(found, replace(options, limit=len(images))), images)
-    return Extras(checks=options.checks, known=known, outside=outside)
+        outside = outside_images(spaced(found, replace(options, limit=len(images))), images)
+    return Extras(checks=options.checks, known=known, sources=sources, outside=outside)
 
 
 def _identity(
@@ -206,7 +183,9 @@ def _identity(
         "version": __version__,
         "gate": None if options.gate is None else load_checkpoint(options.gate).sha256,
         "sources": {name: load_checkpoint(path).sha256 for name, path in _sources(options).items()},
-        "plan": [[attack.name, attack.epsilon, attack.samples, attack.victim] for attack in campaign.plan],
+        "plan": [
+            [attack.name, attack.epsilon, attack.samples, attack.victim, *attack.starts] for attack in campaign.plan
+        ],
         "settings": sorted(options.settings),
         "classifiers": {each.name: each.threshold for each in campaign.classifiers},
         "num_samples": options.num_samples or 100,
@@ -226,13 +205,8 @@ def _run(campaign: Campaign, state: State, processes: Processes) -> None:
             paid += 0 if step.loaded else step.images * step.passes
             if processes.first:
                 left = (time.monotonic() - began) / max(paid, 1) * max(total - done, 0)
-                when = "" if paid < SHOWN_FROM * total else f", {_duration(left)} left"
+                when = "" if paid < SHOWN_FROM * total else f", {duration(left)} left"
                 report(f"{step.attack}, {min(1.0, done / total):.0%} done{when}", min(1.0, done / total))
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _report(
@@ -266,7 +240,7 @@ def _report(
         "eot": options.eot,
         "settings": list(options.settings),
         "batch_size": options.batch_size,
-        "device": device_name(campaign.device),
+        "device": _device_name(campaign.device),
         "threads": torch.get_num_threads(),
         "recipe": checkpoint.training.get("config", {}).get("recipe"),
     }
@@ -292,6 +266,6 @@ def _attacked(campaign: Campaign, state: State) -> Iterator[np.ndarray[Any, np.d
         yield np.concatenate([piece.images for piece in pieces if piece is not None])
 
 
-def device_name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     """Return the name of the GPU, or "cpu"."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"

@@ -44,8 +44,8 @@ def document_of(
     )
 
 
-def write_reports(folder: Path, document: Document, command: str) -> dict[str, Any]:
-    """Write result.json, report.md and, where matplotlib is, the plots; return the result.
+def write_reports(folder: Path, document: Document, command: str) -> None:
+    """Write result.json, report.md and, where matplotlib is, the plots.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -70,7 +70,6 @@ def write_reports(folder: Path, document: Document, command: str) -> dict[str, A
     except UsageError as error:
         say(f"no plots: {error.problem} ({error.fix})")
     say(f"wrote {folder}/report.md, result.json and the plots")
-    return result
 
 
 def draw_examples(folder: Path, campaign: Campaign, state: State, class_names: Sequence[str]) -> None:

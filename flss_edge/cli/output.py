@@ -116,6 +116,16 @@ def report_error(error: FLSSError) -> None:
     say(f"error: {error.problem}\n  fix: {error.fix}")
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words, as exact as a time left can be: "45 s", "12 min", "3.5 h", "2.1 days"."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[str, float], None]]:
     """Yield `report(phase, share)`: one line on stderr that a terminal keeps rewriting; a log gets each phase once.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
-from flss_edge.cli.output import say
+from flss_edge.cli.output import duration, say
 from flss_edge.training_log import in_words, latest, loss_terms
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class RunProgress:
         if not done:
             return "time left unknown"
         left = (time.monotonic() - self._started) / done * (self.total_steps - self.position())
-        return f"{_duration(left)} left"
+        return f"{duration(left)} left"
 
     @property
     def pace(self) -> str:
@@ -198,15 +198,6 @@ def _sum(step: Record, loss: str, terms: Sequence[str]) -> str:
     value = f"{in_words(loss)} {step[loss]:.4g}"
     parts = " + ".join(f"{in_words(term, loss)} {step[term]:.3g}" for term in terms)
     return f"{value} = {parts}" if parts else value
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 class _Terminal(io.TextIOBase):

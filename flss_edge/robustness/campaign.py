@@ -1,7 +1,8 @@
 """A campaign: every planned attack on every batch of images, and what every classifier answers to the result.
 
-The work comes in pieces, one an attack and a batch. A piece depends on nothing but the plan, so that pieces can be made
-in any order, by several processes, and never twice: a campaign that was killed goes on where it was.
+The work comes in pieces, one an attack and a batch. A piece depends on nothing but the plan and the batch's earlier
+pieces, so that batches can be made in any order, by several processes, and no piece twice: a campaign that was killed
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +84,7 @@ class Campaign:
     """What is attacked, how, and on which images.
 
     Attributes:
-        plan: attacks with different names, "clean" among them.
+        plan: attacks with different names, "clean" among them, each after those that it starts from.
         classifiers: with frozen thresholds; the path without sampling is that of the first.
         networks: every network behind them, in eval mode on `device`.
         images: of the networks' size.
@@ -110,7 +111,7 @@ class Campaign:
     @property
     def passes(self) -> int:
         """Forward and backward passes of the whole campaign, counted as one image's each; for the time left."""
-        return len(self.images) * sum(max(1, attack.passes) for attack in self.plan)
+        return len(self.images) * sum(attack.passes for attack in self.plan)
 
     def run(self, state: State, *, rank: int = 0, count: int = 1) -> Iterator[Step]:
         """Make the missing pieces of every `count`-th batch, and yield after each piece.
@@ -142,15 +143,16 @@ class Campaign:
 
     def _batch(self, state: State, start: int) -> Iterator[Step]:
         images, labels = self._tensors(start)
-        attacked = {}
+        attacked: dict[str, Tensor] = {}
         for number, attack in enumerate(self.plan):
             piece = state.load(attack.name, start)
             loaded = piece is not None
             if piece is None:
-                piece = self._piece(attack, images, labels, start, number)
+                starts = [attacked[name] for name in attack.starts]
+                piece = self._piece(attack, images, labels, starts, start, number)
                 state.save(attack.name, start, piece)
             attacked[attack.name] = torch.from_numpy(piece.images).to(self.device)
-            yield Step(attack.name, len(labels), max(1, attack.passes), loaded)
+            yield Step(attack.name, len(labels), attack.passes, loaded)
         for number, (name, probe) in enumerate(self.probes.items()):
             if not state.has_arrays(name, start):
                 # Beyond every counter that an attack's answers took.
@@ -160,12 +162,16 @@ class Campaign:
                 )
         state.finish_batch(start)
 
-    def _piece(self, attack: PlannedAttack, images: Tensor, labels: Tensor, start: int, number: int) -> Piece:
+    def _piece(
+        self, attack: PlannedAttack, images: Tensor, labels: Tensor, starts: Sequence[Tensor], start: int, number: int
+    ) -> Piece:
         began = time.perf_counter()
+        more: dict[str, Any] = {"starts": starts} if starts else {}
         draws = self._draws(attack.name, start, len(labels))
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed_of(self.seed, start, f"{attack.name} weights"))  # for noise in a network's weights
-            attacked = attack.run(self._victim(attack, draws), images, labels, epsilon=attack.epsilon, draws=draws)
+            victim = self._victim(attack, draws)
+            attacked = attack.run(victim, images, labels, epsilon=attack.epsilon, draws=draws, **more)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - began

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from flss_edge.classifiers.answers import Answers, BoolArray, IntArray, threshold_for_coverage
-from flss_edge.robustness.metrics import CLEAN, index_sets, thresholded, worst_case
+from flss_edge.classifiers.answers import CLEAN, Answers, BoolArray, IntArray, threshold_for_coverage
+from flss_edge.robustness.metrics import index_sets, thresholded, worst_case
 
 _NORMAL_975 = 1.959963984540054
 

@@ -3,11 +3,12 @@
 A corruption has the signature of an attack, so that a campaign runs it like one. It looks at the images only: victim,
 labels and epsilon are ignored, and it may move a pixel further than any epsilon.
 
-Source of the parameters: CIFAR-10-C (Hendrycks and Dietterich, ICLR 2019). Two things differ. CIFAR-10-C stores 8-bit
-images; here the values stay as they are, except for JPEG. Its blurs are in pixels of a 32 x 32 image; here they grow
-with the image's shorter side, so that an image of another size is blurred as much in the eye. Bernoulli noise is not in
-CIFAR-10-C: severity 1 is the +-1/255 of Addepalli et al., CVPRW 2021, for which a confidence-calibrated classifier
-(CCAT) rejects 78.60 % of CIFAR-10; severity s, of this project, is +-s/255.
+Source of the parameters: CIFAR-10-C (Hendrycks and Dietterich, ICLR 2019). Two things differ on purpose. CIFAR-10-C
+stores 8-bit images; here the values stay as they are, except for JPEG. Its blurs are in pixels of a 32 x 32 image; here
+they grow with the image's shorter side, so that an image of another size is blurred as much in the eye. A third may
+differ: our motion blur was never compared with the original, see there. Bernoulli noise is not in CIFAR-10-C: severity
+1 is the +-1/255 of Addepalli et al., CVPRW 2021, for which a confidence-calibrated classifier (CCAT) rejects 78.60 % of
+CIFAR-10; severity s, of this project, is +-s/255.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from torch import Tensor
 
 from flss_edge.attacks import Attack, PlannedAttack, Victim
 from flss_edge.minibatch import Draws
+from flss_edge.robustness.results import CORRUPTION
 from flss_runtime.errors import UsageError
 
 SEVERITIES = (1, 2, 3, 4, 5)
-GROUP = "corruption"
 PIXELS = 32  # a side of the images for which CIFAR-10-C states its blurs
 TRUNCATION = 4.0  # standard deviations to which a Gaussian kernel reaches
 
@@ -99,9 +100,11 @@ def gaussian_blur(images: Tensor, draws: Draws, sigma: float) -> Tensor:
 def motion_blur(images: Tensor, draws: Draws, radius_and_sigma: tuple[float, float]) -> Tensor:
     """Return images smeared along a line, at an angle uniform in [-45, 45) degrees for each image.
 
-    As in ImageMagick, which made CIFAR-10-C: the mean of 2 radius + 1 copies, the i-th moved by i pixels along the line
-    (each coordinate rounded) and weighted by a Gaussian of sigma at i; the outermost pixels are repeated. Radius and
-    sigma are in pixels of a 32 x 32 image.
+    The mean of 2 radius + 1 copies, the i-th moved by i pixels along the line (each coordinate rounded) and weighted by
+    a Gaussian of sigma at i; the outermost pixels are repeated. Radius and sigma are in pixels of a 32 x 32 image.
+
+    ImageMagick's motion blur made CIFAR-10-C. This one was written from a description of it and was never compared with
+    it, neither the kernel nor the images.
     """
     radius, sigma = (value * _scale(images) for value in radius_and_sigma)
     angles = torch.deg2rad(90 * draws.uniform("motion blur") - 45)  # (B,)
@@ -169,7 +172,9 @@ def planned_corruptions(
     if unknown := [name for name in names if name not in CORRUPTIONS]:
         raise UsageError(f"there is no corruption {unknown[0]!r}", f"Use some of: {', '.join(CORRUPTIONS)}.")
     return [
-        PlannedAttack(f"{name}-{severity}", CORRUPTIONS[name](severity), epsilon=0.0, groups=(GROUP,), bounded=False)
+        PlannedAttack(
+            f"{name}-{severity}", CORRUPTIONS[name](severity), epsilon=0.0, groups=(CORRUPTION,), bounded=False
+        )
         for name in names
         for severity in severities
     ]

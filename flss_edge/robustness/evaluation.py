@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flss_edge.attacks import PlannedAttack
 from flss_edge.attacks.features import features_of
+from flss_edge.attacks.transfer import transfer
 from flss_edge.augment import to_float
 from flss_edge.classifiers.answers import Answers
 from flss_edge.classifiers.cascade import Cascade
@@ -36,7 +37,7 @@ from flss_edge.robustness.results import (
     group_figures,
     persistent_results,
 )
-from flss_edge.robustness.sanity import run_checks
+from flss_edge.robustness.sanity import adaptive_is_stronger, run_checks
 from flss_edge.robustness.subject import Subject
 
 COMPARED = (VOTE, "vote-fixed", "deterministic-vote")  # with the control at matched coverage
@@ -50,13 +51,15 @@ class Extras:
 
     Attributes:
         checks: whether the evaluation itself is checked.
-        known: what the evaluated images must not be among: name -> images, or the name of a training set.
+        known: what the evaluated images must not be among: use -> images, or the sha256 of a set.
+        sources: networks whose adversarial images the checks try, by name.
         outside: images of other classes, or None.
         queries: persistent attackers' numbers of queries; none for no such attacker.
     """
 
     checks: bool = True
     known: Mapping[str, ImageSet | str] = field(default_factory=dict)
+    sources: Mapping[str, nn.Module] = field(default_factory=dict)
     outside: ImageSet | None = None
     queries: Sequence[int] = QUERIES
 
@@ -126,7 +129,9 @@ def results_of(
             for classifier in subject.classifiers
         ]
     if extras.checks:
-        results["checks"] = [_check_row(check) for check in _checks(campaign, subject, extras, epsilon)]
+        checks = _checks(campaign, subject, extras, epsilon)
+        checks += adaptive_is_stronger(labels, outcome.answers, campaign.plan)
+        results["checks"] = [asdict(check) for check in checks]
     return {name: value for name, value in results.items() if value}
 
 
@@ -212,9 +217,8 @@ def _outside_row(
 
 def _checks(campaign: Campaign, subject: Subject, extras: Extras, epsilon: float) -> list[Check]:
     count = min(CHECKED_IMAGES, len(campaign.images))
-    few = campaign.images.take(
-        np.arange(count) * len(campaign.images) // count, "checked"
-    )  # folders are sorted by class
+    # Evenly spaced, because folders are sorted by class.
+    few = campaign.images.take(np.arange(count) * len(campaign.images) // count, "checked")
     images = to_float(torch.from_numpy(few.images).permute(0, 3, 1, 2).to(campaign.device))
     labels = torch.from_numpy(few.labels).to(campaign.device)
 
@@ -231,6 +235,18 @@ def _checks(campaign: Campaign, subject: Subject, extras: Extras, epsilon: float
         features=_features(subject),
         evaluated=campaign.images,
         known=extras.known,
+        transferred={
+            name: transfer(
+                subject.classifiers[0],
+                images,
+                labels,
+                epsilon=epsilon,
+                draws=draws_of(f"transfer {name}"),
+                source=network,
+                method="pgd-7",
+            )
+            for name, network in extras.sources.items()
+        },
         first=seed_of(campaign.seed, 0, "checks") >> 16,
     )
 
@@ -243,13 +259,3 @@ def _features(subject: Subject) -> Callable[[Tensor], Tensor]:
         return features_of(cast(Network, network), images.to(kind)).mean
 
     return features
-
-
-def _check_row(check: Check) -> dict[str, Any]:
-    return {
-        "name": check.name,
-        "passed": check.passed,
-        "text": check.text,
-        "advice": check.advice,
-        "values": dict(check.values),
-    }

@@ -14,12 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from flss_edge.classifiers.answers import Answers, BoolArray, IntArray
+from flss_edge.classifiers.answers import CLEAN, Answers, BoolArray, IntArray
 from flss_runtime.errors import UsageError
 from flss_runtime.statistics import clopper_pearson
-
-CLEAN = "clean"
-"""The name under which the answers to untouched images are kept."""
 
 Share: TypeAlias = dict[str, Any]
 """{"count": k, "n": n, "share": k / n, "interval": [low, high]}, the interval of Clopper and Pearson at 95 %."""

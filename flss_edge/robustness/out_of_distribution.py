@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from flss_edge.classifiers.answers import Answers, FloatArray
+from flss_edge.classifiers.answers import Answers, BoolArray, FloatArray
 from flss_edge.data import ImageSet
+from flss_edge.robustness.metrics import Share, share_of
 from flss_runtime.errors import DataError
 from flss_runtime.statistics import clopper_pearson
 
@@ -42,21 +43,6 @@ NEAR_CIFAR10: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Share:
-    """How many of n images, with the exact 95 % interval (Clopper and Pearson) of the share."""
-
-    count: int
-    n: int
-    share: float
-    interval: tuple[float, float]
-
-    @classmethod
-    def of(cls, count: int, n: int) -> Share:
-        """Count `count` of `n` >= 1 images."""
-        return cls(count, n, count / n, clopper_pearson(count, n))
-
-
-@dataclass(frozen=True)
 class OutOfDistribution:
     """How the answers to inside and outside images differ.
 
@@ -79,10 +65,7 @@ class OutOfDistribution:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        fields = asdict(self) | {"auroc_interval": list(self.auroc_interval)}
-        for name in ("inside_accepted", "outside_accepted", "false_positives"):
-            fields[name]["interval"] = list(fields[name]["interval"])
-        return fields
+        return asdict(self) | {"auroc_interval": list(self.auroc_interval)}
 
 
 def out_of_distribution(inside: Answers, outside: Answers) -> OutOfDistribution:
@@ -94,12 +77,12 @@ def out_of_distribution(inside: Answers, outside: Answers) -> OutOfDistribution:
     threshold = _threshold(inside.scores)
     area, interval = auroc(inside.scores, outside.scores)
     return OutOfDistribution(
-        inside_accepted=Share.of(int(inside.accepted.sum()), len(inside)),
-        outside_accepted=Share.of(int(outside.accepted.sum()), len(outside)),
+        inside_accepted=_share_of(inside.accepted),
+        outside_accepted=_share_of(outside.accepted),
         auroc=area,
         auroc_interval=interval,
         threshold=threshold,
-        false_positives=Share.of(int((outside.scores >= threshold).sum()), len(outside)),
+        false_positives=_share_of(outside.scores >= threshold),
     )
 
 
@@ -165,6 +148,12 @@ def outside_images(images: ImageSet, inside: ImageSet, *, leave_out: Collection[
         raise DataError(f"no image of {images.source} is left", "Leave out fewer classes.")
     without = f":without {', '.join(sorted(leave_out))}" if leave_out else ""
     return images.take(index, f"{images.source}{without}")
+
+
+def _share_of(part: BoolArray) -> Share:
+    found = share_of(part)
+    assert found is not None, "a side without images has been refused before"
+    return found
 
 
 def _threshold(scores: FloatArray) -> float:

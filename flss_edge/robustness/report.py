@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flss_edge.classifiers.answers import CLEAN
 from flss_edge.robustness import tables
-from flss_edge.robustness.metrics import CLEAN
 from flss_edge.robustness.plain_words import control, control_in_short, percent, provenance, warnings, with_interval
 from flss_edge.robustness.published import SOURCE, published
 from flss_edge.robustness.tables import FIGURES, STRICTER, Lines, table

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flss_edge.classifiers.answers import Answers, IntArray
+from flss_edge.classifiers.answers import CLEAN, Answers, IntArray
 from flss_edge.robustness.comparison import at_coverage_of, compare
-from flss_edge.robustness.metrics import CLEAN, per_attack, share_of, summarise
+from flss_edge.robustness.metrics import per_attack, share_of, summarise
 from flss_edge.robustness.risk_coverage import risk_coverage, score_histogram
 
 CORRUPTION = "corruption"
+"""The suite of random corruptions."""
+
 EVERYTHING = "everything"
 
 Groups = Mapping[str, Sequence[str]]
@@ -141,8 +143,7 @@ def control_results(
             tries = len(pair[0]) if name == "vote" else 1
             # Thresholds that were frozen on other images need not answer equally many of these.
             matched = compare(labels, pair[0], at_coverage_of(*pair))
-            aimed = {victim for victim in victims.values() if victim}
-            spared = name not in aimed
+            spared = name not in victims.values()
             row = {"first": name, "second": control, "tries": tries, "spared": spared, **compare(labels, *pair)}
             rows.append(row | {"matched_here": matched})
     return rows

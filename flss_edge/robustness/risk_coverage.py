@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flss_edge.classifiers.answers import Answers, BoolArray, FloatArray, IntArray
-from flss_edge.robustness.metrics import CLEAN
+from flss_edge.classifiers.answers import CLEAN, Answers, BoolArray, FloatArray, IntArray
 
 POINTS = 101  # of a curve in the results; the areas are taken over all thresholds
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flss_edge.robustness.metrics import CLEAN
+from flss_edge.classifiers.answers import CLEAN
 from flss_edge.robustness.plain_words import percent, radius, with_interval
 
 Lines = Iterator[str]

@@ -36,6 +36,17 @@ def test_the_adaptive_suite_attacks_every_radius_of_rejection() -> None:
     assert plan["vote:accepted-wrong"].victim == "vote" and plan["vote:accepted-wrong"].passes == 9 * 2 * 50
 
 
+def test_in_suite_all_the_adaptive_attacks_begin_at_the_papers_six_too() -> None:
+    plan = {attack.name: attack for attack in planned(["all"], settings())}
+    six = ("pgd", "apgd-ce", "apgd-dlr", "pgd-cw", "gama-pgd", "gama-mt-untargeted")
+    assert plan["vote:accepted-wrong"].starts == plan["vote:wrong-majority"].starts == six
+    assert plan["vote:accepted-wrong"].passes == 9 * (2 + 6) * 50
+    order = list(plan)
+    assert max(map(order.index, six)) < order.index("vote:accepted-wrong")
+    assert plan["vote:rejection"].starts == plan["pgd"].starts == ()
+    assert all(attack.starts == () for attack in planned(["adaptive", "paper"], settings()))
+
+
 def test_an_attack_of_two_suites_runs_once_and_counts_for_both() -> None:
     plan = {attack.name: attack for attack in planned(["paper", "paper-second", "fab"], settings())}
     assert plan["pgd"].groups == ("paper", "paper-second") and plan["fab"].groups == ("paper-second", "fab")
@@ -80,6 +91,11 @@ def test_wrong_settings(attack: str, setting: str, text: str, words: str) -> Non
     with pytest.raises(UsageError) as caught:
         planned(["pgd", "square", "adaptive"], settings(changed={attack: {setting: text}}))
     assert words in f"{caught.value.problem} {caught.value.fix}"
+
+
+def test_few_queries_still_count_as_a_pass() -> None:
+    (clean, attack) = planned(["square"], settings(changed={"square": {"queries": "2"}}))
+    assert (clean.passes, attack.passes) == (1, 1)
 
 
 def test_a_switch_can_be_turned_off() -> None:

@@ -88,6 +88,27 @@ def test_every_classifier_answers_every_attack_on_every_image(campaign: Campaign
     assert outcome.probed["moved"]["moved"].all() and outcome.probed["moved"]["first"].all()
 
 
+def test_an_attack_begins_at_what_the_others_of_its_batch_found(campaign: Campaign, tmp_path: Path) -> None:
+    def further(
+        victim: Victim, images: Tensor, labels: Tensor, *, epsilon: float, draws: Draws, starts: list[Tensor]
+    ) -> Tensor:
+        begun.append(len(images))
+        return starts[0]
+
+    begun: list[int] = []
+    (tmp_path / "pieces").mkdir()
+    last = PlannedAttack("vote:further", further, EPSILON, "vote", groups=("small",), starts=("pgd",))  # type: ignore[arg-type]
+    longer = replace(campaign, plan=(*campaign.plan, last))
+    steps = longer.run(State(tmp_path, keep_images=True))
+    next(step for step in steps if step.attack == "pgd")
+    steps.close()  # type: ignore[attr-defined]
+    list(longer.run(State(tmp_path, keep_images=True)))
+    assert begun == [4, 4, 2]
+    for start in longer.starts:
+        pgd, further_on = (State(tmp_path).load(name, start) for name in ("pgd", "vote:further"))
+        assert pgd is not None and further_on is not None and np.array_equal(pgd.images, further_on.images)
+
+
 def test_memory_and_folder_hold_the_same(campaign: Campaign, tmp_path: Path) -> None:
     (tmp_path / "pieces").mkdir()
     assert same(finished(campaign, State()), finished(campaign, State(tmp_path)))
