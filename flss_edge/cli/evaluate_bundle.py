@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from flss_edge.cli.labelled import load_for_bundle
 from flss_edge.cli.output import Document, progress
 from flss_edge.data import ImageSet
 from flss_edge.robustness.adversarial_set import AdversarialSet, read_adversarial_set
+from flss_edge.robustness.check import Check
+from flss_edge.robustness.overlap import data_is_new, recorded_uses
 from flss_edge.robustness.results import classifier_results, corruption_results
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.classifier import SmoothedClassifier, open_classifier
@@ -32,10 +36,11 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
     bundle = load_bundle(path)
     policy = bundle.policy(options.num_samples)
     notes: list[str] = []
+    checks: list[dict[str, Any]] = []
     if options.replay is None:
         labels, attacks, images = _clean(bundle, options)
         data: dict[str, Any] = {"data": images.source, "data_sha256": images.sha256}
-        notes += _trained_on(bundle, images)
+        checks = [asdict(_served_before(bundle, images, options))] if options.checks else []
         batches: Any = [images.images]
     else:
         saved = read_adversarial_set(options.replay)
@@ -60,6 +65,7 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
         "classifiers": [classifier_results(name, threshold, "of the bundle", labels, answers, groups, None, highest)],
         "corruptions": corruption_results(name, labels, answers, groups),
         "attacks": list(attacks),
+        "checks": checks,
     }
     config = {
         "engine": options.engine,
@@ -172,9 +178,11 @@ def _check_fits(bundle: Bundle, saved: AdversarialSet) -> None:
         )
 
 
-def _trained_on(bundle: Bundle, images: ImageSet) -> list[str]:
+def _served_before(bundle: Bundle, images: ImageSet, options: EvaluationOptions) -> Check:
+    """Say whether these images trained, chose or calibrated what is in the bundle."""
+    assert options.data is not None
+    data = options.data
     training = bundle.manifest["checkpoint"].get("training") or {}
-    source = images.source.partition("[")[0]
-    if not str(training.get("data", "")).startswith(source):
-        return []
-    return [f"{source} includes the images that this network was trained on: these figures flatter it"]
+    calibration = bundle.calibration(options.num_samples) or {}
+    load = functools.partial(load_for_bundle, bundle, data)
+    return data_is_new(images, recorded_uses(training, images, load, calibration.get("data_sha256")))

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flss_edge.adversary import uniform_start
-from flss_edge.attacks import Attack, Victim
+from flss_edge.adversary import uniform_start, value_and_gradient
+from flss_edge.attacks import Attack, PlannedAttack, Victim
 from flss_edge.attacks.apgd import apgd_ce
 from flss_edge.attacks.eot import ExpectationOverTransformation
-from flss_edge.attacks.objectives import cross_entropy, margin, over_draws, per_image, value_and_gradient
+from flss_edge.attacks.objectives import cross_entropy, margin, over_draws, per_image
 from flss_edge.attacks.pgd import pgd_attack
 from flss_edge.attacks.square import square
-from flss_edge.classifiers.answers import BoolArray
+from flss_edge.classifiers.answers import Answers, BoolArray, IntArray
 from flss_edge.classifiers.selective import SelectiveClassifier
 from flss_edge.data import ImageSet
 from flss_edge.minibatch import Draws
@@ -149,6 +149,34 @@ def not_weaker(
     return Check(name, passed, text, values, "" if passed else advice)
 
 
+def adaptive_is_stronger(
+    labels: IntArray, answers: Mapping[str, Mapping[str, Answers]], plan: Sequence[PlannedAttack]
+) -> list[Check]:
+    """Check for every attacked classifier that the attacks which know it find no less than one that does not.
+
+    What counts is an answer that is accepted and wrong. Of the other attacks, all of the path without sampling, the
+    one that finds most is taken: the worst case over many of them would also be one over as many draws of fresh noise.
+
+    Args:
+        labels: (n,) int64, the true classes.
+        answers: classifier -> attack -> answers to the n images.
+        plan: the attacks, with the classifiers that they know.
+    """
+    checks = []
+    for name in dict.fromkeys(attack.victim for attack in plan if attack.victim):
+        fooled = {
+            attack.name: answers[name][attack.name].accepted & (answers[name][attack.name].labels != labels)
+            for attack in plan
+        }
+        aimed = [fooled[each.name] for each in plan if each.victim == name and "accepted-wrong" in each.name]
+        others = {each.name: fooled[each.name] for each in plan if not each.victim and each.bounded and each.epsilon}
+        if aimed and others:
+            best = max(others, key=lambda each: int(others[each].sum()))
+            together: BoolArray = np.logical_or.reduce(aimed)
+            checks.append(not_weaker(f"aim at {name}", "its own attacks", together, best, others[best], NAIVE))
+    return checks
+
+
 def gradients_are_there(victim: Victim, images: Tensor, labels: Tensor, *, epsilon: float, draws: Draws) -> Check:
     """Check that no image has an input gradient of zero or of no finite size, on the image and beside it."""
     beside = uniform_start(images, draws.uniform("beside", *images.shape[1:]), epsilon).clamp(0, 1)
@@ -212,6 +240,7 @@ def repeats_itself(classifier: SelectiveClassifier, images: Tensor, *, first: in
 
 
 MORE_STEPS = "Attack with more steps and restarts until nothing changes; the step size may be too large for many steps."
+NAIVE = "Give the adaptive attacks more steps, restarts or targets; suite all lets them begin at the others' images."
 MORE_SAMPLES = "Attack with more draws a gradient, and repeat it: the noise of single draws leads the attack astray."
 MASKED = (
     "The gradients mislead the attack (masking): remove or replace what is not differentiable, try other losses and "

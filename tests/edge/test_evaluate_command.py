@@ -200,6 +200,19 @@ def test_images_of_a_folder_without_parts_need_others_for_the_threshold(
     assert "9 of 9 served for calibration" in marked.out
 
 
+@pytest.mark.parametrize(("split", "seen"), [("calibration", "6 of 6"), ("validation", "6 of 12"), ("test", "none")])
+def test_images_that_calibrated_a_bundle_are_marked(
+    run: Runner, tiny_checkpoint: Path, pictures: Path, split: str, seen: str
+) -> None:
+    per_class = ("--data", pictures, "--budget", "0.2", "--overwrite")
+    assert run("export", tiny_checkpoint, "-o", "own.bundle", "--data", pictures).code == 0
+    assert run("calibrate", "own.bundle", *per_class).code == 0
+    found = run("evaluate", "own.bundle", "--data", pictures, "--split", split, "--format", "json")
+    assert found.code == 0, found.err
+    (check,) = json.loads(found.out)["results"]["checks"]
+    assert check["passed"] is (split == "test") and check["text"].startswith(seen), check
+
+
 @pytest.mark.parametrize(
     "option", [("--suite", "paper"), ("--folder", "x"), ("--gate", "x.pt"), ("--sweep", "epsilon")]
 )

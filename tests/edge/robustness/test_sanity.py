@@ -12,8 +12,9 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from flss_edge.attacks import Victim
+from flss_edge.attacks import PlannedAttack, Victim
 from flss_edge.attacks.apgd import apgd_ce
+from flss_edge.attacks.suites import unperturbed
 from flss_edge.classifiers.answers import Answers
 from flss_edge.classifiers.confidence import Confidence
 from flss_edge.classifiers.vote import Vote
@@ -21,6 +22,7 @@ from flss_edge.minibatch import Draws
 from flss_edge.robustness.check import Check
 from flss_edge.robustness.sanity import (
     accuracy_falls,
+    adaptive_is_stronger,
     gradients_are_there,
     more_samples,
     not_weaker,
@@ -225,3 +227,32 @@ def test_a_black_box_that_beats_the_white_box_is_an_alarm(
     for name in ("white box against Square", "white box against transfer from the network"):
         assert checks[name].passed is False and checks[name].values["only_by_weak"] >= 7
     assert "planted examples" not in checks and "evaluated data is new" not in checks
+
+
+def planned(name: str, victim: str = "", epsilon: float = EPSILON, bounded: bool = True) -> PlannedAttack:
+    return PlannedAttack(name, unperturbed, epsilon, victim, bounded=bounded)
+
+
+@pytest.mark.parametrize(("found", "passed"), [(range(30), True), (range(15, 30), False)])
+def test_an_attack_that_knows_the_vote_finds_no_less_than_one_that_does_not(found: range, passed: bool) -> None:
+    """Of 40 images the naive attack fools the first 30; others fool fewer, or do not count."""
+
+    def fooled(images: range) -> Answers:
+        hit = np.isin(np.arange(40), images)
+        return Answers(np.where(hit, 1, 0), np.ones(40), np.ones(40, np.bool_))
+
+    plan = [
+        planned("clean", epsilon=0.0),
+        *(planned("pgd"), planned("square")),
+        planned("noise-5", bounded=False),
+        *(planned("vote:accepted-wrong", "vote"), planned("vote:rejection", "vote")),
+    ]
+    sets = (range(0), range(30), range(5), range(40), found, range(40))
+    answers = {attack.name: fooled(images) for attack, images in zip(plan, sets, strict=True)}
+    (check,) = adaptive_is_stronger(np.zeros(40, np.int64), {"vote": answers}, plan)
+    assert check.passed is passed and check.name == "aim at vote"
+    assert check.values["weak"] == "pgd" and check.values["only_by_weak"] == 30 - len(found)
+    declined = {name: Answers(each.labels, each.scores, np.zeros(40, np.bool_)) for name, each in answers.items()}
+    (nothing,) = adaptive_is_stronger(np.zeros(40, np.int64), {"vote": declined}, plan)
+    assert nothing.passed and nothing.values["fooled_by_weak"] == 0, "what is declined fools nobody"
+    assert adaptive_is_stronger(np.zeros(40, np.int64), {"vote": answers}, plan[:3]) == []
