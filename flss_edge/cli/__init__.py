@@ -1,7 +1,7 @@
 """The command line: `flss-edge COMMAND`.
 
 Every command is one module beside this one; heavy libraries are imported inside the commands, so that those of a robot
-(predict, calibrate, verify, bench, inspect, doctor) work where torch and onnx are absent.
+(predict, calibrate, verify, prepare, bench, inspect, doctor) work where torch and onnx are absent.
 
 Exit codes: 0 ok, 1 a check ran and failed, 2 usage, 3 artefact cannot be loaded or verified, 4 inference fault,
 5 benchmark invalid, 6 engine not available, 7 data unreadable or output not writable, 70 a defect of this program,
@@ -21,8 +21,8 @@ from typing import Annotated
 import typer
 
 from flss_edge import __version__
-from flss_edge.cli import bench, calibrate, demo, doctor, evaluate, export, inspect, predict, train, verify
-from flss_edge.cli.output import report_error
+from flss_edge.cli import bench, calibrate, demo, doctor, evaluate, export, inspect, predict, prepare, train, verify
+from flss_edge.cli.output import relay_log, report_error
 from flss_runtime.errors import FLSSError, OutputError
 
 _INTERRUPTED = 130
@@ -60,6 +60,7 @@ for _command in (
     export.export,
     inspect.inspect,
     verify.verify,
+    prepare.prepare,
     calibrate.calibrate,
     predict.predict,
     bench.bench,
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `flss-edge`; the process's own arguments by default.
     """
+    relay_log()
     try:
         with _exit_on_sigterm():
             app(args=None if arguments is None else list(arguments), prog_name="flss-edge")

@@ -13,6 +13,7 @@ from flss_edge.cli.options import (
     NumSamplesOption,
     OutputOption,
     OverwriteOption,
+    PrecisionOption,
     SeedOption,
     ThreadsOption,
     resolve_bundle,
@@ -41,6 +42,7 @@ COLUMNS = {
 def bench(
     bundle: BundleArgument = None,
     engine: EngineOption = "ort",
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
     num_samples: NumSamplesOption = None,
     profile: Annotated[
@@ -72,7 +74,14 @@ def bench(
     samples = loaded.num_samples if num_samples is None else num_samples
     with progress() as report:
         result = run_benchmark(
-            loaded, engine, threads=threads, num_samples=(1, samples), profile=profile, seed=seed, progress=report
+            loaded,
+            engine,
+            precision=precision,
+            threads=threads,
+            num_samples=(1, samples),
+            profile=profile,
+            seed=seed,
+            progress=report,
         )
     fields = result.to_json()
     document = Document(

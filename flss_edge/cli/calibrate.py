@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -14,8 +15,10 @@ from flss_edge.cli.options import (
     NumSamplesOption,
     OutputOption,
     OverwriteOption,
+    PrecisionOption,
     SeedOption,
     SplitOption,
+    StrictOption,
     ThreadsOption,
     resolve_bundle,
 )
@@ -48,7 +51,9 @@ def calibrate(
     num_samples: NumSamplesOption = None,
     seed: SeedOption = 0,
     engine: EngineOption = "ort",
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
+    strict: StrictOption = True,
     form: FormatOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -64,10 +69,9 @@ def calibrate(
     from flss_runtime.bundle import load_bundle, store_calibration
     from flss_runtime.calibration import Provenance
     from flss_runtime.calibration import calibrate as calibrate_policy
-    from flss_runtime.classifier import open_classifier
     from flss_runtime.decision import SmoothingPolicy
-    from flss_runtime.engines import engine_status
     from flss_runtime.noise import SeededNoise
+    from flss_runtime.opening import open_classifier
 
     check_output(form, output, overwrite)
     loaded = load_bundle(resolve_bundle(bundle))
@@ -76,13 +80,10 @@ def calibrate(
     found = load_for_bundle(loaded, data, split)
     samples = loaded.num_samples if num_samples is None else num_samples
     policy = SmoothingPolicy(samples, loaded.noise_scale, min_confidence=0.0 if loaded.has_gate else None)
-    with (
-        progress() as report,
-        open_classifier(loaded, engine, policy=policy, noise=SeededNoise(seed), threads=threads) as classifier,
-    ):
+    options: dict[str, Any] = {"policy": policy, "noise": SeededNoise(seed), "threads": threads, "strict": strict}
+    with progress() as report, open_classifier(loaded, engine, precision=precision, **options) as classifier:
         report(f"voting on {len(found)} images", 0.0)
-        used = engine_status()[classifier.encoder.name]
-        provenance = Provenance(found.source, found.sha256, used, seed)
+        provenance = Provenance(found.source, found.sha256, _engine_in_words(classifier.engine_facts()), seed)
         entry = calibrate_policy(classifier, found.images, found.labels, budget, provenance)
     stored = store_calibration(loaded, entry)
     gate = {"min_confidence": entry["gate"]["min_confidence"]} if loaded.has_gate else {}
@@ -91,7 +92,7 @@ def calibrate(
         columns={key: name for key, name in COLUMNS.items() if gate or key != "min_confidence"},
         rows=[{**entry, **gate}],
         artifact={"bundle": str(stored.path), "digest": stored.digest},
-        config={"engine": engine, "split": split, "seed": seed},
+        config={"engine": engine, "precision": precision, "split": split, "seed": seed},
         notes=entry["notes"],
     )
     emit(document, form, output, overwrite)
@@ -106,3 +107,8 @@ def calibrate(
         f"stored in {stored.path}: accepted from {entry['min_votes']} of {entry['num_samples']} votes; "
         f"falsely rejected {entry['false_rejects']} of {entry['n']} (95 % interval {low:.1%} to {high:.1%})"
     )
+
+
+def _engine_in_words(facts: Mapping[str, Any]) -> str:
+    """Say what voted, as policy.json keeps it: "ort (onnxruntime 1.32.0, CPUExecutionProvider, fp32)"."""
+    return f"{facts['engine']} ({facts['library']}, {facts['device']}, {facts['precision']['encoder']})"

@@ -18,6 +18,7 @@ from flss_edge.cli.options import (
     OverwriteOption,
     SeedOption,
     SplitOption,
+    StrictOption,
     ThreadsOption,
     require_training,
     resolve_bundle,
@@ -98,6 +99,7 @@ def evaluate(
     seed: SeedOption = 0,
     engine: EngineOption = "ort",
     threads: ThreadsOption = None,
+    strict: StrictOption = True,
     form: FormatOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -136,6 +138,7 @@ def evaluate(
         seed=seed,
         engine=engine,
         threads=threads,
+        strict=strict,
         overwrite=overwrite,
     )
     if artefact is not None and artefact.suffix in CHECKPOINT_SUFFIXES:

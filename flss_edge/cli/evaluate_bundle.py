@@ -21,11 +21,12 @@ from flss_edge.robustness.check import Check
 from flss_edge.robustness.overlap import data_is_new, recorded_uses
 from flss_edge.robustness.results import classifier_results, corruption_results
 from flss_runtime.bundle import Bundle, load_bundle
-from flss_runtime.classifier import SmoothedClassifier, open_classifier
+from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.environment import describe_environment
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.noise import SeededNoise
+from flss_runtime.opening import open_classifier
 
 ROUNDING = 1e-6  # of float32 sums of pixels
 
@@ -44,15 +45,22 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
         batches: Any = [images.images]
     else:
         saved = read_adversarial_set(options.replay)
-        _check_fits(bundle, saved)
+        check_fits(bundle, saved)
         labels, attacks = saved.labels, saved.attacks
         data = {key: saved.description.get(key) for key in ("data", "data_sha256", "epsilon", "suites", "sha256")}
-        batches = _in_the_ball(saved)
+        batches = in_the_ball(saved)
         notes += _differing(bundle, saved, options, policy)
     noise = SeededNoise(options.seed)
     answers: dict[str, Answers] = {}
     with (
-        open_classifier(bundle, options.engine, policy=policy, noise=noise, threads=options.threads) as classifier,
+        open_classifier(
+            bundle,
+            options.engine,
+            policy=policy,
+            noise=noise,
+            threads=options.threads,
+            strict=options.strict,
+        ) as classifier,
         progress() as report,
     ):
         for number, (attack, images_of) in enumerate(zip(attacks, batches, strict=True)):
@@ -106,8 +114,12 @@ def _check_options(options: EvaluationOptions) -> None:
         raise UsageError("--replay brings its own images", "leave out --data and --limit")
 
 
-def _in_the_ball(saved: AdversarialSet) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the images of each attack; those of a bounded one must lie within the radius that the file states."""
+def in_the_ball(saved: AdversarialSet) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the images of each attack; those of a bounded one must lie within the radius that the file states.
+
+    Raises:
+        DataError: one lies outside, or the file is damaged.
+    """
     clean = saved.images(0)
     for number, attack in enumerate(saved.attacks):
         images = clean if number == 0 else saved.images(number)
@@ -138,10 +150,7 @@ def _differing(bundle: Bundle, saved: AdversarialSet, options: EvaluationOptions
 def _clean(bundle: Bundle, options: EvaluationOptions) -> tuple[Any, Sequence[Mapping[str, Any]], ImageSet]:
     if options.data is None:
         raise UsageError("evaluate needs labelled images", "add --data DATA, or --replay FILE")
-    found = load_for_bundle(bundle, options.data, options.split)
-    if options.limit is not None and options.limit < len(found):
-        index = np.arange(options.limit) * len(found) // options.limit
-        found = found.take(index, f"{found.source}[{options.limit} evenly spaced]")
+    found = load_for_bundle(bundle, options.data, options.split, options.limit)
     return found.labels, [{"name": "clean", "groups": ["clean"], "epsilon": 0.0, "victim": ""}], found
 
 
@@ -162,7 +171,12 @@ def _answers(classifier: SmoothedClassifier, images: np.ndarray[Any, Any]) -> An
     )
 
 
-def _check_fits(bundle: Bundle, saved: AdversarialSet) -> None:
+def check_fits(bundle: Bundle, saved: AdversarialSet) -> None:
+    """Refuse attacked images of other classes than the bundle's.
+
+    Raises:
+        DataError: number, names or order of the classes differ.
+    """
     classes = saved.description.get("classes")
     if classes is not None and tuple(classes) != tuple(bundle.class_names):
         raise DataError(

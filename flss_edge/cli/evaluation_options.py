@@ -39,4 +39,5 @@ class EvaluationOptions:
     seed: int
     engine: str
     threads: int | None
+    strict: bool
     overwrite: bool

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
 
 
-def load_for_bundle(bundle: Bundle, data: Path, split: str) -> ImageSet:
+def load_for_bundle(bundle: Bundle, data: Path, split: str, limit: int | None = None) -> ImageSet:
     """Load a split at the bundle's input size, with the bundle's class numbers and validation split.
+
+    Args:
+        bundle: what will see the images.
+        data: labelled images, as for `load_images`.
+        split: likewise.
+        limit: take this many, evenly spaced; None for all.
 
     Raises:
         DataError: the data cannot be read, or names a class that the bundle does not know.
@@ -31,7 +37,11 @@ def load_for_bundle(bundle: Bundle, data: Path, split: str) -> ImageSet:
             f"the images in {data} are {height}x{width}, the bundle takes {bundle.input.height}x{bundle.input.width}",
             "resize them, or give a folder of pictures per class, which is resized on reading",
         )
-    return align_classes(found, bundle.class_names)
+    found = align_classes(found, bundle.class_names)
+    if limit is None or limit >= len(found):
+        return found
+    index = np.arange(limit) * len(found) // limit
+    return found.take(index, f"{found.source}[{limit} evenly spaced]")
 
 
 def align_classes(images: ImageSet, class_names: Sequence[str]) -> ImageSet:

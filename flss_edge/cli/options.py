@@ -11,7 +11,6 @@ import typer
 from flss_edge.cli.output import Format
 from flss_runtime.errors import EngineUnavailable
 
-_OTHER_ENGINES = frozenset({"openvino", "trt", "tensorrt"})
 _TRAINING_LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
 
 BundleArgument: TypeAlias = Annotated[
@@ -29,21 +28,35 @@ CheckpointOption: TypeAlias = Annotated[
 ]
 
 
-def _known_engine(name: str) -> str:
-    """Tell an engine that this version does not have from a name that means nothing, which the runtime refuses."""
-    if name in _OTHER_ENGINES:
-        raise EngineUnavailable(
-            f"engine {name!r} is not part of this version; nothing else was used in its place",
-            "run with --engine ort, or --engine auto for the best one present",
-        )
-    return name
+def _known_engine(text: str) -> str:
+    """Refuse an engine or device that does not exist before anything is read."""
+    from flss_runtime.engines import AUTO, parse_engine
+
+    return text if text == AUTO else str(parse_engine(text))
 
 
 EngineOption: TypeAlias = Annotated[
-    str, typer.Option("--engine", callback=_known_engine, help="Inference engine: ort, or auto.")
+    str,
+    typer.Option(
+        "--engine",
+        callback=_known_engine,
+        metavar="ENGINE[:DEVICE]",
+        help="Inference engine: ort, ort:cuda, ort:tensorrt, ort:tensorrt-rtx, openvino, openvino:gpu, trt, or auto "
+        "for the faster of ort and openvino on this machine.",
+    ),
+]
+StrictOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict",
+        help="Whether a device that is missing is an error, or the CPU takes over with a warning.",
+    ),
 ]
 ThreadsOption: TypeAlias = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the encoder; by default one a physical core.")
+]
+PrecisionOption: TypeAlias = Annotated[
+    str, typer.Option("--precision", help="Precision of the network: fp32, fp16 or int8, as the bundle has it.")
 ]
 NumSamplesOption: TypeAlias = Annotated[
     int | None, typer.Option("-n", "--num-samples", help="Latent samples an image; by default the bundle's.")

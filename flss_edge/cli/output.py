@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -21,7 +22,11 @@ from flss_runtime.errors import FLSSError, OutputError, UsageError
 SCHEMA_VERSION = 1
 _PIPE_WIDTH = 240  # columns: a piped table must not be folded to the 80 of an imagined terminal
 _CLEAR_LINE = "\r\x1b[K"  # on a terminal: over what is left of a progress line
-_STYLES = {"accepted": "green", "ok": "green", "low_vote": "yellow", "invalid_input": "red", "fault": "red"}
+_STYLES = {
+    **dict.fromkeys(("accepted", "ok", "passed"), "green"),
+    **dict.fromkeys(("low_vote", "inconclusive"), "yellow"),
+    **dict.fromkeys(("invalid_input", "fault", "FAILED"), "red"),
+}
 
 Cell: TypeAlias = "str | int | float | bool | None"
 
@@ -109,6 +114,21 @@ def say(text: str) -> None:
         return
     line = _printable("\n".join(map(_visible, text.split("\n"))), sys.stderr.encoding or "ascii")
     _to_stderr(f"{_CLEAR_LINE}{line}\n" if sys.stderr.isatty() else f"{line}\n")
+
+
+class _StderrHandler(logging.Handler):
+    """Shows what the runtime logs the way the commands show their own progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def relay_log() -> None:
+    """Show what the runtime says (an engine's choice, a long build, a fallback) on stderr; once a process."""
+    log = logging.getLogger("flss_runtime")
+    if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
+        log.addHandler(_StderrHandler(logging.INFO))
+        log.setLevel(logging.INFO)
 
 
 def report_error(error: FLSSError) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,8 @@ from flss_edge.cli.options import (
     NumSamplesOption,
     OutputOption,
     OverwriteOption,
+    PrecisionOption,
+    StrictOption,
     ThreadsOption,
     resolve_bundle,
 )
@@ -46,7 +48,9 @@ def predict(
         list[Path], typer.Argument(help="Bundle (by default the only one here), then pictures and folders of pictures.")
     ],
     engine: EngineOption = "ort",
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
+    strict: StrictOption = True,
     num_samples: NumSamplesOption = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Repeatable noise, for tests; by default the system's.")
@@ -64,7 +68,7 @@ def predict(
     after all others were answered.
     """
     from flss_runtime.bundle import load_bundle
-    from flss_runtime.classifier import open_classifier
+    from flss_runtime.opening import open_classifier
 
     check_output(form, output, overwrite)
     bundle_path, pictures = _split(paths)
@@ -72,7 +76,8 @@ def predict(
     bundle = load_bundle(bundle_path)
     policy = bundle.policy(num_samples)  # refuses an uncalibrated bundle before a key is drawn or stored
     noise = _noise(seed, record_key)
-    with open_classifier(bundle, engine, policy=policy, noise=noise, threads=threads) as classifier:
+    options: dict[str, Any] = {"policy": policy, "noise": noise, "threads": threads, "strict": strict}
+    with open_classifier(bundle, engine, precision=precision, **options) as classifier:
         rows = list(_rows(classifier, bundle, files))
     document = Document(
         command="predict",
@@ -81,6 +86,7 @@ def predict(
         artifact={"bundle": str(bundle.path), "digest": bundle.digest},
         config={
             "engine": engine,
+            "precision": precision,
             "num_samples": policy.num_samples,
             "noise_scale": policy.noise_scale,
             "min_votes": policy.min_votes,

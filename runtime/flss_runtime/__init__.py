@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle, load_bundle
-    from flss_runtime.classifier import SmoothedClassifier, open_classifier
+    from flss_runtime.classifier import SmoothedClassifier
     from flss_runtime.decision import Decision, SmoothingPolicy, Status, decide, decide_cascade
     from flss_runtime.engines import Engine, TensorSpec, open_engine
     from flss_runtime.errors import FLSSError
     from flss_runtime.images import InputSpec, read_image
     from flss_runtime.latent import LatentGaussian
     from flss_runtime.noise import KeyedNoise, NoiseSource, SeededNoise, SystemNoise
+    from flss_runtime.opening import open_classifier
 
 __all__ = [
     "Bundle",
@@ -51,7 +52,7 @@ _HOME = {
     "Bundle": "bundle",
     "load_bundle": "bundle",
     "SmoothedClassifier": "classifier",
-    "open_classifier": "classifier",
+    "open_classifier": "opening",
     "Decision": "decision",
     "SmoothingPolicy": "decision",
     "Status": "decision",

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from flss_runtime.arrays import read_golden, read_reference
 from flss_runtime.bundle import Bundle
-from flss_runtime.classifier import SmoothedClassifier, open_classifier
+from flss_runtime.bundle_engines import open_bundle_engines
+from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import SmoothingPolicy, Status
 from flss_runtime.engines import Engine, Tensors, TensorSpec, open_engine
 from flss_runtime.errors import InferenceError
 from flss_runtime.images import InputSpec, to_nchw
 from flss_runtime.manifest import GOLDEN_NAME, REFERENCE_NAME
 from flss_runtime.noise import NoiseSource, SeededNoise
+from flss_runtime.opening import open_classifier
 
 DETERMINISTIC = "deterministic"
 Result = TypeVar("Result")
@@ -47,9 +49,18 @@ def smoothed_name(num_samples: int) -> str:
     return f"n{num_samples}"
 
 
-def open_deterministic(bundle: Bundle, engine: str, threads: int | None) -> Arm:
+@dataclass(frozen=True)
+class Setting:
+    """What all arms have in common: engine, precision of the network, and threads of everything but the head."""
+
+    engine: str
+    precision: str
+    threads: int | None
+
+
+def open_deterministic(bundle: Bundle, setting: Setting) -> Arm:
     """Open the baseline: the same network without std head and without sampling, image to class."""
-    graph = open_engine(bundle.graph("deterministic"), engine, threads=threads)
+    graph = _open_baseline(bundle, setting)
     return Arm(DETERMINISTIC, None, deterministic_frame(graph, bundle.input), graph.close)
 
 
@@ -64,16 +75,26 @@ def deterministic_frame(graph: Engine, spec: InputSpec) -> Callable[[NDArray[np.
     return frame
 
 
-def open_smoothed(bundle: Bundle, engine: str, num_samples: int, threads: int | None, seed: int) -> Arm:
+def _open_baseline(bundle: Bundle, setting: Setting) -> Engine:
+    return open_engine(bundle.graph(DETERMINISTIC, setting.precision), setting.engine, threads=setting.threads)
+
+
+def open_smoothed_classifier(bundle: Bundle, setting: Setting, num_samples: int, seed: int) -> SmoothedClassifier:
     """Open the classifier as a robot opens it, but for the seeded noise and a policy that accepts every frame."""
-    classifier = open_classifier(
+    return open_classifier(
         bundle,
-        engine,
+        setting.engine,
+        precision=setting.precision,
         num_samples=num_samples,
         policy=_accept_all(bundle, num_samples),
         noise=SeededNoise(seed),
-        threads=threads,
+        threads=setting.threads,
     )
+
+
+def open_smoothed(bundle: Bundle, setting: Setting, num_samples: int, seed: int) -> Arm:
+    """Open the classifier as an arm."""
+    classifier = open_smoothed_classifier(bundle, setting, num_samples, seed)
     return Arm(smoothed_name(num_samples), num_samples, classifier.classify, classifier.close)
 
 
@@ -179,6 +200,20 @@ class TimedEngine:
         """Outputs of the wrapped engine."""
         return self._engine.outputs
 
+    @property
+    def library(self) -> str:
+        """Library of the wrapped engine."""
+        return self._engine.library
+
+    @property
+    def device(self) -> str:
+        """Device of the wrapped engine."""
+        return self._engine.device
+
+    def precision(self) -> str:
+        """Read back the precision of the wrapped engine."""
+        return self._engine.precision()
+
     def run(self, tensors: Tensors) -> Tensors:
         """Run the wrapped engine and record how long it took."""
         return self._clock.timed(self._stage, lambda: self._engine.run(tensors))
@@ -215,27 +250,22 @@ class TimedNoise:
         return self._clock.timed("noise", lambda: self._noise.take(batch, num_samples, latent_dim))
 
 
-def staged_deterministic(bundle: Bundle, engine: str, threads: int | None, clock: StageClock) -> Arm:
+def staged_deterministic(bundle: Bundle, setting: Setting, clock: StageClock) -> Arm:
     """Open the baseline with its engine timed."""
-    graph = TimedEngine(open_engine(bundle.graph("deterministic"), engine, threads=threads), "network", clock)
+    graph = TimedEngine(_open_baseline(bundle, setting), "network", clock)
     return Arm(DETERMINISTIC, None, deterministic_frame(graph, bundle.input), graph.close)
 
 
-def staged_smoothed(
-    bundle: Bundle, engine: str, num_samples: int, threads: int | None, seed: int, clock: StageClock
-) -> Arm:
+def staged_smoothed(bundle: Bundle, setting: Setting, num_samples: int, seed: int, clock: StageClock) -> Arm:
     """Open a classifier whose engines and noise are timed, otherwise wired as `open_classifier` does."""
-
-    def timed(role: str, share: int | None) -> TimedEngine:
-        return TimedEngine(open_engine(bundle.graph(role), engine, threads=share), role, clock)
-
+    engines = open_bundle_engines(bundle, setting.engine, precision=setting.precision, threads=setting.threads)
     classifier = SmoothedClassifier(
-        timed("encoder", threads),
-        timed("head", 1),
+        TimedEngine(engines.encoder, "encoder", clock),
+        TimedEngine(engines.head, "head", clock),
         TimedNoise(SeededNoise(seed), clock),
         _accept_all(bundle, num_samples),
         bundle.input,
         bundle.class_names,
-        timed("gate", threads) if bundle.has_gate else None,
+        None if engines.gate is None else TimedEngine(engines.gate, "gate", clock),
     )
     return Arm(smoothed_name(num_samples), num_samples, classifier.classify, classifier.close)

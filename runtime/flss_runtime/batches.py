@@ -13,9 +13,9 @@ from flss_runtime.images import FloatArray, InputSpec, check_image, to_nchw
 
 Images = npt.NDArray[Any] | Sequence[Any]
 
-_MAX_BATCH = 128
+MAX_BATCH = 128
 _CHUNK_BYTES = 64 * 2**20  # of noise
-_INPUT_BYTES = 8 * 2**20  # of images: an encoder's activations take some ten times its input
+MAX_INPUT_BYTES = 8 * 2**20  # of images: an encoder's activations take some ten times its input
 
 
 class Batches:
@@ -55,7 +55,7 @@ class Batches:
 
     def of_valid(self, frames: Sequence[npt.NDArray[Any]]) -> Iterator[FloatArray]:
         """Yield batches (B, 3, H, W) float32 of valid images."""
-        size = max(1, min(_MAX_BATCH, _CHUNK_BYTES // self._noise_bytes, _INPUT_BYTES // self._one_image.nbytes))
+        size = max(1, min(MAX_BATCH, _CHUNK_BYTES // self._noise_bytes, MAX_INPUT_BYTES // self._one_image.nbytes))
         for start in range(0, len(frames), size):
             yield self.stack(frames[start : start + size])
 

@@ -164,14 +164,14 @@ def stage_table(
     Returns:
         Arm name -> stage -> median milliseconds.
     """
-    engine, threads, seed = spec["engine"], spec["threads"], spec["seed"]
+    setting, seed = _setting(spec), spec["seed"]
     table: dict[str, dict[str, float]] = {}
     for num_samples in (None, max(spec["num_samples"])):
         clock = arms.StageClock()
         arm = (
-            arms.staged_deterministic(bundle, engine, threads, clock)
+            arms.staged_deterministic(bundle, setting, clock)
             if num_samples is None
-            else arms.staged_smoothed(bundle, engine, num_samples, threads, seed, clock)
+            else arms.staged_smoothed(bundle, setting, num_samples, seed, clock)
         )
         try:
             rows = []
@@ -190,22 +190,25 @@ def cold_start(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     bundle = load_bundle(Path(spec["bundle"]))
     loaded = time.perf_counter()
-    arm = arms.open_smoothed(bundle, spec["engine"], max(spec["num_samples"]), spec["threads"], spec["seed"])
+    classifier = arms.open_smoothed_classifier(bundle, _setting(spec), max(spec["num_samples"]), spec["seed"])
     opened = time.perf_counter()
     pool = arms.load_images(bundle)
     ready = time.perf_counter()
-    answer = arm.frame(pool.images[0])
+    answer = classifier.classify(pool.images[0])
     done = time.perf_counter()
     since_start_s = time.time() - spec["spawned_at"] - (ready - opened)
+    memory = peak_rss_mib()
     arms.check_answer(answer)
-    arm.close()
+    facts = classifier.engine_facts() if spec["process"] == 0 else None  # reading the precision back may take a while
+    classifier.close()
     return {
         "process_start_to_first_decision_ms": since_start_s * 1e3,
         "load_to_first_decision_ms": (done - began - (ready - opened)) * 1e3,
         "load_bundle_ms": (loaded - began) * 1e3,
         "open_engines_ms": (opened - loaded) * 1e3,
         "first_decision_ms": (done - ready) * 1e3,
-        "peak_rss_mib": peak_rss_mib(),
+        "peak_rss_mib": memory,
+        "engine_facts": facts,
     }
 
 
@@ -218,7 +221,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     say = _reporter(profile.blocks + len(spec["num_samples"]) + 3)
     with ExitStack() as stack:
         say("warm-up")
-        baseline = arms.open_deterministic(bundle, spec["engine"], spec["threads"])
+        setting = _setting(spec)
+        baseline = arms.open_deterministic(bundle, setting)
         stack.callback(baseline.close)
         opened, warm = {baseline.name: baseline}, [warm_up(baseline, pool, order, profile)]
         say("baseline alone")
@@ -226,7 +230,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         memory = {"deterministic": peak_rss_mib()}
         for num_samples in spec["num_samples"]:
             say("warm-up")
-            arm = arms.open_smoothed(bundle, spec["engine"], num_samples, spec["threads"], spec["seed"])
+            arm = arms.open_smoothed(bundle, setting, num_samples, spec["seed"])
             stack.callback(arm.close)
             opened[arm.name] = arm
             warm.append(warm_up(arm, pool, order, profile))
@@ -245,6 +249,10 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         "counters": counters,
         "peak_rss_mib": memory,
     }
+
+
+def _setting(spec: dict[str, Any]) -> arms.Setting:
+    return arms.Setting(spec["engine"], spec["precision"], spec["threads"])
 
 
 def _reporter(steps: int) -> Callable[[str], None]:

@@ -21,8 +21,9 @@ from flss_runtime.arms import DETERMINISTIC, smoothed_name
 from flss_runtime.bench_process import Progress, Times, run_processes
 from flss_runtime.bench_worker import PROFILES, Profile
 from flss_runtime.bundle import Bundle, load_bundle
-from flss_runtime.engines import engine_status
-from flss_runtime.engines.ort import physical_cores
+from flss_runtime.engines import AUTO
+from flss_runtime.engines.auto import choose_engine
+from flss_runtime.engines.cores import physical_cores
 from flss_runtime.environment import describe_environment
 from flss_runtime.errors import UsageError
 from flss_runtime.latency import Overhead
@@ -97,6 +98,7 @@ def run_benchmark(
     bundle: Bundle | Path,
     engine: str = "ort",
     *,
+    precision: str = "fp32",
     threads: int | None = None,
     num_samples: Sequence[int] = (1, 100),
     profile: str | Profile = "quick",
@@ -109,7 +111,8 @@ def run_benchmark(
 
     Args:
         bundle: the bundle or its folder.
-        engine: "ort", or "auto" for the best present.
+        engine: as for `open_engine`; "auto" measures the encoder.
+        precision: of the network and of the baseline, as for `open_classifier`.
         threads: of the encoder and of the baseline; None takes the physical cores this process may use.
         num_samples: one arm for each.
         profile: "quick" (about 20 s, not for publication), "standard" (about 4 minutes: 30 blocks of visits of at least
@@ -124,15 +127,17 @@ def run_benchmark(
     Raises:
         UsageError: unknown profile or engine, or a bad number of samples or threads.
         BundleError: the bundle cannot be verified, or has no deterministic graph.
-        EngineUnavailable: the engine's library is absent.
+        EngineUnavailable: the engine's library is absent, or the bundle has no graphs in this precision.
         InferenceError: a process start failed.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    opened.graph(DETERMINISTIC)  # a bundle without baseline is refused before anything is measured
+    opened.graph(DETERMINISTIC, precision)  # a bundle without baseline is refused before anything is measured
     environment = describe_environment()
     spec: dict[str, Any] = {
         "bundle": str(opened.path.resolve()),
-        "engine": _resolve(engine),
+        # Chosen once: every arm of every process start has to run on the same engine.
+        "engine": choose_engine(opened.graph("encoder", precision), threads=threads) if engine == AUTO else engine,
+        "precision": precision,
         "threads": threads if threads is not None else physical_cores(),
         "num_samples": _sample_counts(num_samples),
         "seed": seed,
@@ -146,6 +151,7 @@ def run_benchmark(
         **{key: value for key, value in spec.items() if key != "bundle"},
         "boundary": "uint8 image on the host to decision, single stream, batch 1",
         "images": runs[0]["images"],
+        "engine_facts": starts[0]["engine_facts"],
     }
     counters = [run["counters"] for run in runs]
     flags = _flags(environment, config, results, counters)
@@ -189,12 +195,6 @@ def _profile(profile: str | Profile) -> Profile:
     if profile not in PROFILES:
         raise UsageError(f"there is no profile {profile!r}", f"choose one of: {', '.join(PROFILES)}")
     return PROFILES[profile]
-
-
-def _resolve(engine: str) -> str:
-    """Turn "auto" into the name that every process start then uses."""
-    present = [name for name, text in engine_status().items() if not text.startswith("absent")]
-    return present[0] if engine == "auto" and present else engine
 
 
 def _of_arm(times: Sequence[Times], index: int) -> NDArray[np.float64]:

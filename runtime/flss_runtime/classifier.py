@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from flss_runtime.batches import Batches, Images
-from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.contract import check_gate, check_pair
 from flss_runtime.decision import Decision, IntArray, SmoothingPolicy, Status, confidences, decide, decide_cascade
-from flss_runtime.engines import Engine, open_engine
+from flss_runtime.engines import Engine
+from flss_runtime.engines.pair import join
 from flss_runtime.errors import DataError, InferenceError, UsageError
 from flss_runtime.images import FloatArray, InputSpec, check_image
 from flss_runtime.latent import LatentGaussian
-from flss_runtime.noise import NoiseSource, SystemNoise
+from flss_runtime.noise import NoiseSource
 
 _NOT_FINITE = "export the bundle again and verify it (flss-edge verify); reduced precision may have overflowed"
 
@@ -57,12 +56,13 @@ class SmoothedClassifier:
         gate: Engine | None = None,
     ) -> None:
         check_pair(encoder, head, len(class_names))
-        _check_policy(policy, gate is not None)
+        check_policy(policy, gate is not None)
         if gate is not None:
             check_gate(gate, len(class_names))
         self.encoder = encoder
         self.head = head
         self.gate = gate
+        self._pair = join(encoder, head)
         self.noise = noise
         self.policy = policy
         self.input = input
@@ -108,7 +108,7 @@ class SmoothedClassifier:
             DataError: An image is invalid.
             InferenceError: An engine failed, or gave values that are not finite.
         """
-        chunks = [self._sample(self._encode(pixels))[1] for pixels in self._batches.of(images)]
+        chunks = [self._vote(pixels)[1] for pixels in self._batches.of(images)]
         return np.concatenate([np.empty((0, self.policy.num_samples), np.int64), *chunks])
 
     def logits(self, images: Images) -> FloatArray:
@@ -124,7 +124,7 @@ class SmoothedClassifier:
             DataError: An image is invalid.
             InferenceError: An engine failed, or gave values that are not finite.
         """
-        chunks = [self._sample(self._encode(pixels))[0] for pixels in self._batches.of(images)]
+        chunks = [self._vote(pixels)[0] for pixels in self._batches.of(images)]
         return np.concatenate([np.empty((0, self.policy.num_samples, len(self.class_names)), np.float32), *chunks])
 
     def encode(self, images: Images) -> LatentGaussian:
@@ -182,8 +182,27 @@ class SmoothedClassifier:
         chunks = [_gate_logits(self.gate, pixels) for pixels in self._batches.of(images)]
         return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *chunks])
 
+    def engine_facts(self) -> dict[str, Any]:
+        """Read back what the graphs run on; as dear as `Engine.precision`, once for each graph.
+
+        Returns:
+            "engine", "library" and "device" of the encoder, and "precision": role -> what its graph computes in.
+
+        Raises:
+            EngineUnavailable: An engine runs elsewhere than on its device, or nothing could be read back.
+        """
+        graphs = {"encoder": self.encoder, "head": self.head, "gate": self.gate}
+        return {
+            "engine": self.encoder.name,
+            "library": self.encoder.library,
+            "device": self.encoder.device,
+            "precision": {role: graph.precision() for role, graph in graphs.items() if graph is not None},
+        }
+
     def close(self) -> None:
         """Close the engines."""
+        if self._pair is not None:
+            self._pair.close()
         self.encoder.close()
         self.head.close()
         if self.gate is not None:
@@ -200,12 +219,18 @@ class SmoothedClassifier:
     def _decide(self, pixels: FloatArray) -> list[Decision]:
         first = self.noise.counter
         counters = range(first, first + len(pixels))
+        if self.gate is None:
+            return decide(self._vote(pixels)[1], self.policy, counters)
         latent = self._encode(pixels)
         choices = self._sample(latent)[1]
-        if self.gate is None:
-            return decide(choices, self.policy, counters)
         confidence = confidences(_gate_logits(self.gate, pixels))
         return decide_cascade(choices, self.policy, confidence, self._mean_choices(latent), counters)
+
+    def _vote(self, pixels: FloatArray) -> tuple[FloatArray, IntArray]:
+        if self._pair is None:
+            return self._sample(self._encode(pixels))
+        logits, choices = self._pair.sample(pixels, self.noise, self.policy.num_samples, self.policy.noise_scale)
+        return _finite("head", logits), choices
 
     def _sample(self, latent: LatentGaussian) -> tuple[FloatArray, IntArray]:
         return self._classes(latent, self.noise.take(len(latent.mean), self.policy.num_samples, latent.mean.shape[1]))
@@ -222,61 +247,12 @@ class SmoothedClassifier:
         return LatentGaussian(out["mean"], out["std"])
 
 
-def open_classifier(
-    bundle: Bundle | str | Path,
-    engine: str = "ort",
-    *,
-    num_samples: int | None = None,
-    policy: SmoothingPolicy | None = None,
-    noise: NoiseSource | None = None,
-    threads: int | None = None,
-) -> SmoothedClassifier:
-    """Open a bundle's graphs and make a classifier of them; a bundle with a gate makes a cascade.
-
-    Args:
-        bundle: A loaded bundle, or its path, which is loaded and verified.
-        engine: As for `open_engine`.
-        num_samples: Latent samples an image; None takes the bundle's own number.
-        policy: Replaces the bundle's calibrated policy, for calibration and measurements; with a `min_confidence` iff
-            the bundle has a gate.
-        noise: Source of the noise; None takes `SystemNoise`, which nobody can predict.
-        threads: Threads of the encoder and of the gate; None takes the physical cores. The head always has one.
-
-    Returns:
-        The classifier, ready; close it or use it as a context manager.
-
-    Raises:
-        UsageError: Both `policy` and another `num_samples`, a policy that does not go with the gate, or an unknown
-            engine.
-        BundleError: The bundle cannot be loaded or verified.
-        UncalibratedError: The bundle has no threshold for this number of samples.
-        EngineUnavailable: The engine's library is not installed.
-    """
-    if policy is not None and num_samples not in (None, policy.num_samples):
-        raise UsageError(
-            f"num_samples is {num_samples}, but the policy is for {policy.num_samples}", "pass only one of the two"
-        )
-    if not isinstance(bundle, Bundle):
-        bundle = load_bundle(Path(bundle))
-    policy = policy or bundle.policy(num_samples)
-    _check_policy(policy, bundle.has_gate)
-    with ExitStack() as opened:
-        encoder = opened.enter_context(open_engine(bundle.graph("encoder"), engine, threads=threads))
-        head = opened.enter_context(open_engine(bundle.graph("head"), engine, threads=1))
-        gate = None
-        if bundle.has_gate:
-            gate = opened.enter_context(open_engine(bundle.graph("gate"), engine, threads=threads))
-        parts = encoder, head, noise or SystemNoise(), policy, bundle.input, bundle.class_names, gate
-        classifier = SmoothedClassifier(*parts)
-        opened.pop_all()  # the classifier closes them from here on
-    return classifier
-
-
 def _invalid(reason: str) -> Decision:
     return Decision(None, None, 0, 0.0, Status.INVALID_INPUT, reason=reason)
 
 
-def _check_policy(policy: SmoothingPolicy, has_gate: bool) -> None:
+def check_policy(policy: SmoothingPolicy, has_gate: bool) -> None:
+    """Raise UsageError unless the policy has a threshold for the gate iff there is one."""
     if has_gate and policy.min_confidence is None:
         raise UsageError("a policy without min_confidence would leave the gate out", "pass one with min_confidence")
     if not has_gate and policy.min_confidence is not None:

@@ -25,10 +25,10 @@ import numpy as np
 
 from flss_runtime.atomic import atomic_write
 from flss_runtime.errors import DataError, UsageError
+from flss_runtime.noise_place import CHUNK, BankPlace
 from flss_runtime.normal_stream import OFFSET_STREAM, FloatArray, NormalStream
 
 _BANK = 2**20  # 4 MiB: window offsets enough, and it stays near the last-level cache
-_CHUNK = 1024
 _FRAMES_PER_CHUNK = 8  # 128 fresh normals an image; a chunk lives 8192 images in the smallest bank
 _ALIGNMENT = 16  # floats: one cache line
 _OFFSETS = 256
@@ -160,8 +160,24 @@ class KeyedNoise:
         self._write_state(noise, start, counter // _FRAMES_PER_CHUNK, bank_size)
         return noise.reshape(num_samples, latent_dim)
 
+    def take_place(self, num_samples: int, latent_dim: int) -> BankPlace:
+        """Give the next image its noise as a place in the bank, for a device that keeps a copy of that.
+
+        Args and errors are those of `take`.
+
+        Returns:
+            Where the N * D normals begin that `take` would give; the image is counted as there.
+        """
+        _check_sizes(1, num_samples, latent_dim)
+        start = self._next_start(num_samples * latent_dim)  # first: it brings the bank up to date
+        return BankPlace(self._bank, self._epoch, start)
+
     def _next_window(self, size: int) -> FloatArray:
-        """Bring the bank to the state of the next image, return its window and count the image."""
+        start = self._next_start(size)
+        return self._window[start : start + size]
+
+    def _next_start(self, size: int) -> int:
+        """Bring the bank to the state of the next image, return where its window begins and count the image."""
         counter = self._counter
         bank_size = _bank_size(size)
         epoch = counter // _FRAMES_PER_CHUNK
@@ -174,15 +190,15 @@ class KeyedNoise:
             self._offsets_of = wanted
         start = self._offsets[place]
         self._counter = counter + 1
-        return self._window[start : start + size]
+        return start
 
     def _bring_bank_to(self, epoch: int, bank_size: int) -> None:
-        chunks = bank_size // _CHUNK
+        chunks = bank_size // CHUNK
         if bank_size == self._bank.size and 0 < epoch - self._epoch <= chunks:
             for step in range(self._epoch + 1, epoch + 1):
                 generation, chunk = divmod(step - 1, chunks)
-                start = chunk * _CHUNK
-                self._stream.write_normals(self._bank[start : start + _CHUNK], start, generation + 1)
+                start = chunk * CHUNK
+                self._stream.write_normals(self._bank[start : start + CHUNK], start, generation + 1)
         else:
             self._bank = np.empty(bank_size, np.float32)
             self._window = self._bank.view()
@@ -192,8 +208,8 @@ class KeyedNoise:
 
     def _write_state(self, out: FloatArray, start: int, epoch: int, bank_size: int) -> None:
         """Write the part of the bank that begins at `start`, as it is after `epoch` refreshes."""
-        generation, refreshed = divmod(epoch, bank_size // _CHUNK)
-        border = min(max(refreshed * _CHUNK - start, 0), out.size)  # chunks before it are one generation ahead
+        generation, refreshed = divmod(epoch, bank_size // CHUNK)
+        border = min(max(refreshed * CHUNK - start, 0), out.size)  # chunks before it are one generation ahead
         self._stream.write_normals(out[:border], start, generation + 1)
         self._stream.write_normals(out[border:], start + border, generation)
 
@@ -261,7 +277,7 @@ def read_key(path: Path) -> int:
 
 
 def _bank_size(window: int) -> int:
-    return max(_BANK, -(-4 * window // _CHUNK) * _CHUNK)
+    return max(_BANK, -(-4 * window // CHUNK) * CHUNK)
 
 
 def _slots(bank_size: int, window: int) -> int:

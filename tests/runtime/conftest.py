@@ -42,11 +42,17 @@ class TinyModel:
 
 
 def save(
-    path: Path, name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict[str, Any]
+    path: Path,
+    name: str,
+    nodes: list[Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    weights: dict[str, Any],
+    opset: int = 17,
 ) -> None:
     initializers = [numpy_helper.from_array(value, key) for key, value in weights.items()]
     graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from flss_runtime.bundle import store_calibration
 from flss_runtime.calibration import Provenance, calibrate, min_votes_for_budget
-from flss_runtime.classifier import SmoothedClassifier, open_classifier
+from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import SmoothingPolicy, decide, tally
 from flss_runtime.engines import open_engine
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise
+from flss_runtime.opening import open_classifier
 
 from .bundles import NOISE_SCALE, NUM_SAMPLES, random_images, write_tiny
 

@@ -11,13 +11,14 @@ import pytest
 
 from flss_runtime import batches as batches_module
 from flss_runtime.bundle import store_calibration
-from flss_runtime.classifier import SmoothedClassifier, open_classifier
+from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import Decision, SmoothingPolicy, Status, decide
 from flss_runtime.engines import open_engine
 from flss_runtime.errors import BundleError, DataError, InferenceError, UncalibratedError, UsageError
 from flss_runtime.images import to_nchw
 from flss_runtime.latent import LatentGaussian
 from flss_runtime.noise import KeyedNoise, NoiseSource, SeededNoise, SystemNoise
+from flss_runtime.opening import open_classifier
 
 from .bundles import entry, write_tiny
 
@@ -85,7 +86,7 @@ def test_chunks_change_nothing(tiny: TinyModel, frames: Frames, monkeypatch: pyt
     many = np.concatenate([frames] * 4)
     with open_tiny(tiny) as classifier:
         expected, latent = classifier.vote(many), classifier.encode(many)
-    for name, value in {"_MAX_BATCH": 5, "_CHUNK_BYTES": 4 * 100 * 16 * 3, "_INPUT_BYTES": 4 * 3 * 64 * 2}.items():
+    for name, value in {"MAX_BATCH": 5, "_CHUNK_BYTES": 4 * 100 * 16 * 3, "MAX_INPUT_BYTES": 4 * 3 * 64 * 2}.items():
         with monkeypatch.context() as patch, open_tiny(tiny) as classifier:
             patch.setattr(batches_module, name, value)
             np.testing.assert_array_equal(classifier.vote(many), expected)

@@ -1,77 +1,66 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from flss_runtime.engines import TensorSpec, engine_status, open_engine
-from flss_runtime.engines.ort import physical_cores
-from flss_runtime.errors import BundleError, EngineUnavailable, InferenceError, UsageError
+from flss_runtime import engines
+from flss_runtime.decision import SmoothingPolicy
+from flss_runtime.engines import ENGINE_NAMES, EngineSpec, TensorSpec, engine_status, open_engine, parse_engine
+from flss_runtime.engines.cores import physical_cores
+from flss_runtime.engines.precision import is_heavy, narrowest
+from flss_runtime.errors import EngineUnavailable, InferenceError, UsageError
+from flss_runtime.machine import logical_cores
+from flss_runtime.noise import SeededNoise
+from flss_runtime.opening import open_classifier
+
+from .bundles import NOISE_SCALE, NUM_SAMPLES, write_tiny
+from .test_conformance import ABSENT, images_of
 
 if TYPE_CHECKING:
     from .conftest import TinyModel
 
-
-def encoder_input(tiny: TinyModel, batch: int = 2) -> dict[str, Any]:
-    shape = (batch, 3, tiny.spec.height, tiny.spec.width)
-    return {"images": np.random.default_rng(0).random(shape, np.float32)}
+needs_openvino = pytest.mark.skipif("openvino" in ABSENT, reason=f"no OpenVINO: {ABSENT.get('openvino')}")
+MISSING = [name for name in ("ort:cuda", "ort:tensorrt", "ort:tensorrt-rtx", "openvino:gpu") if name in ABSENT]
 
 
-@pytest.mark.parametrize("engine", ["ort", "auto"])
-def test_runs_what_the_graph_says(tiny: TinyModel, engine: str) -> None:
-    with open_engine(tiny.encoder, engine, threads=1) as encoder:
-        assert encoder.name == "ort"
-        assert encoder.inputs == {"images": TensorSpec("float32", ("B", 3, 8, 8))}
-        assert encoder.outputs == {name: TensorSpec("float32", ("B", 16)) for name in ("mean", "std")}
-        for batch in (1, 2, 5):
-            tensors = encoder_input(tiny, batch)
-            out = encoder.run(tensors)
-            mean, std = tiny.encode(tensors["images"])
-            np.testing.assert_allclose(out["mean"], mean, atol=1e-5)
-            np.testing.assert_allclose(out["std"], std, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("text", "engine", "device", "short"),
+    [
+        ("ort", "ort", "cpu", "ort"),
+        ("ort:cpu", "ort", "cpu", "ort"),
+        ("ort:cuda", "ort", "cuda", "ort:cuda"),
+        ("ort:tensorrt-rtx", "ort", "tensorrt-rtx", "ort:tensorrt-rtx"),
+        ("openvino", "openvino", "cpu", "openvino"),
+        ("openvino:gpu", "openvino", "gpu", "openvino:gpu"),
+        ("trt", "trt", "gpu", "trt"),
+    ],
+)
+def test_a_spec_names_engine_and_device(text: str, engine: str, device: str, short: str) -> None:
+    assert parse_engine(text) == EngineSpec(engine, device)
+    assert str(parse_engine(text)) == short
 
 
-def test_head_specs_name_their_types(tiny: TinyModel) -> None:
-    with open_engine(tiny.head, threads=1) as head:
-        assert head.inputs["noise"] == TensorSpec("float32", ("NB", "N", 16))
-        assert head.outputs["choices"] == TensorSpec("int64", ("B", "N"))
+@pytest.mark.parametrize("name", ["rt", "orrt", "tflite", "", "ORT", " ort"])
+def test_unknown_engines_are_refused(tiny: TinyModel, name: str) -> None:
+    with pytest.raises(UsageError, match="there is no engine") as caught:
+        open_engine(tiny.encoder, name)
+    assert "ort, openvino, trt, auto" in caught.value.fix
+    assert ("did you mean" in caught.value.problem) == (name in ("rt", "orrt", " ort"))
 
 
-def test_outputs_belong_to_the_caller(tiny: TinyModel) -> None:
-    with open_engine(tiny.encoder, threads=1) as encoder:
-        first = encoder.run(encoder_input(tiny))["mean"]
-        kept = first.copy()
-        encoder.run({"images": np.zeros_like(encoder_input(tiny)["images"])})
-        np.testing.assert_array_equal(first, kept)
-        first[:] = 0  # writable
-    np.testing.assert_array_equal(first, 0)
-
-
-def test_read_only_and_strided_inputs_are_fine(tiny: TinyModel) -> None:
-    images = encoder_input(tiny)["images"]
-    with open_engine(tiny.encoder, threads=1) as encoder:
-        expected = encoder.run({"images": images})["mean"]
-        frozen = images.copy()
-        frozen.flags.writeable = False
-        np.testing.assert_array_equal(encoder.run({"images": frozen})["mean"], expected)
-        np.testing.assert_array_equal(encoder.run({"images": np.repeat(images, 2, axis=3)[..., ::2]})["mean"], expected)
-
-
-def test_threads_and_provider_are_what_was_asked_for(tiny: TinyModel) -> None:
-    with open_engine(tiny.encoder, threads=2) as encoder:
-        options = encoder._session.get_session_options()  # type: ignore[attr-defined]
-        assert options.intra_op_num_threads == 2
-        assert options.inter_op_num_threads == 1
-        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
-        assert encoder.provider == "CPUExecutionProvider"  # type: ignore[attr-defined]
-    with open_engine(tiny.encoder) as encoder:
-        assert encoder.threads == physical_cores() >= 1  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", ["ort:", "ort:gpu", "openvino:throughput", "openvino:cuda", "trt:dla", "ort:cpu:0"])
+def test_unknown_devices_are_refused(tiny: TinyModel, name: str) -> None:
+    with pytest.raises(UsageError, match="has no device") as caught:
+        open_engine(tiny.encoder, name, strict=False)  # a name that means nothing is no device that is missing
+    assert name.partition(":")[0] in caught.value.fix
 
 
 @pytest.mark.parametrize("threads", [0, -2])
@@ -80,80 +69,164 @@ def test_threads_below_one_are_refused(tiny: TinyModel, threads: int) -> None:
         open_engine(tiny.encoder, threads=threads)
 
 
-@pytest.mark.parametrize("name", ["rt", "orrt", "tflite", ""])
-def test_unknown_engines_are_refused(tiny: TinyModel, name: str) -> None:
-    with pytest.raises(UsageError, match="there is no engine") as caught:
-        open_engine(tiny.encoder, name)
-    assert "ort" in caught.value.fix
-    assert ("did you mean" in caught.value.problem) == (name in ("rt", "orrt"))
+def test_specs_name_types_and_free_dimensions(tiny: TinyModel) -> None:
+    with open_engine(tiny.head, threads=1) as head:
+        assert head.inputs["noise"] == TensorSpec("float32", ("NB", "N", 16))
+        assert head.outputs["choices"] == TensorSpec("int64", ("B", "N"))
+
+
+def test_a_tensor_fits_its_spec_or_not() -> None:
+    spec = TensorSpec("float32", ("B", 3, 8))
+    assert spec.fits(np.zeros((1, 3, 8), np.float32))
+    assert spec.fits(np.zeros((9, 3, 8), np.float32))
+    assert not spec.fits(np.zeros((1, 3, 9), np.float32))
+    assert not spec.fits(np.zeros((3, 8), np.float32))
+    assert not spec.fits(np.zeros((1, 3, 8), np.float64))
+    assert not spec.fits(np.zeros((1, 3, 8), ">f4"))  # the other byte order has another meaning in memory
+
+
+@pytest.mark.parametrize("engine", MISSING)
+def test_a_missing_device_is_an_error(tiny: TinyModel, engine: str) -> None:
+    with pytest.raises(EngineUnavailable) as caught:
+        open_engine(tiny.encoder, engine)
+    assert caught.value.exit_code == 6
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("engine", MISSING)
+def test_a_missing_device_falls_back_when_told_so_and_says_it_once(
+    tiny: TinyModel, engine: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines, "_fallen_back", set())
+    caplog.set_level(logging.WARNING, "flss_runtime")
+    cpu = engine.partition(":")[0]
+    for graph in (tiny.encoder, tiny.head, tiny.encoder):
+        with open_engine(graph, engine, strict=False) as opened:
+            assert opened.name == cpu
+            assert opened.device == {"ort": "CPUExecutionProvider", "openvino": "CPU"}[cpu]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{engine} is not available: ")
+    assert record.getMessage().endswith(f"running on {cpu} instead")
+
+
+@pytest.mark.skipif("trt" not in ABSENT, reason="TensorRT is here")
+@pytest.mark.parametrize("strict", [True, False])
+def test_tensorrt_never_becomes_something_else(tiny: TinyModel, strict: bool) -> None:
+    with pytest.raises(EngineUnavailable):
+        open_engine(tiny.encoder, "trt", strict=strict)
 
 
 def test_an_absent_library_names_its_extra(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for engine in ("ort", "auto"):
+    for name, module, extra in (("ort", "onnxruntime", "cpu"), ("openvino", "openvino", "openvino")):
+        monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(EngineUnavailable) as caught:
-            open_engine(tiny.encoder, engine)
-        assert "flss-edge[cpu]" in caught.value.fix
-        assert caught.value.exit_code == 6
-    assert engine_status()["ort"].startswith("absent: ")
-    assert "flss-edge[cpu]" in engine_status()["ort"]
+            open_engine(tiny.encoder, name, strict=False)
+        assert f"flss-edge[{extra}]" in caught.value.fix
+        assert engine_status()[name].startswith("absent: ")
+        assert f"flss-edge[{extra}]" in engine_status()[name]
+    with pytest.raises(EngineUnavailable) as caught:
+        open_engine(tiny.encoder, "auto")
+    assert "flss-edge[cpu]" in caught.value.fix
 
 
-def test_status_names_the_version() -> None:
+def test_status_names_the_versions() -> None:
     status = engine_status()
-    assert status == {"ort": f"ort {sys.modules['onnxruntime'].__version__}"}
+    assert tuple(status) == ENGINE_NAMES
+    assert status["ort"] == f"ort {sys.modules['onnxruntime'].__version__}"
+    assert "openvino" in ABSENT or status["openvino"].removeprefix("openvino ").replace(".", "").isdigit()
 
 
-def test_bad_graphs_are_bundle_errors(tiny: TinyModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    content = tiny.encoder.read_bytes()
-    for name, damaged in {"empty": b"", "text": b"hello", "half": content[: len(content) // 2]}.items():
-        path = tmp_path / f"{name}.onnx"
-        path.write_bytes(damaged)
-        with pytest.raises(BundleError, match="cannot load") as caught:
-            open_engine(path)
-        assert str(path) in caught.value.problem
-    with pytest.raises(BundleError, match="does not exist"):
-        open_engine(tmp_path / "absent.onnx")
-    with pytest.raises(BundleError, match="does not exist"):
-        open_engine(tmp_path)
-    assert capfd.readouterr().err == ""  # the library's own complaints stay away
+def test_threads_of_onnxruntime(tiny: TinyModel) -> None:
+    with open_engine(tiny.encoder, threads=2) as encoder:
+        options = encoder._session.get_session_options()  # type: ignore[attr-defined]
+        assert options.intra_op_num_threads == 2
+        assert options.inter_op_num_threads == 1
+        assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+        assert encoder.device == "CPUExecutionProvider"
+    with open_engine(tiny.encoder) as encoder:
+        assert encoder.threads == physical_cores() >= 1  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {},
-        {"image": np.zeros((1, 3, 8, 8), np.float32)},
-        {"images": np.zeros((1, 3, 8, 9), np.float32)},
-        {"images": np.zeros((1, 8, 8, 3), np.float32)},
-        {"images": np.zeros((1, 3, 8, 8), np.float64)},
-        {"images": np.zeros((3, 8, 8), np.float32)},
-    ],
-)
-def test_wrong_tensors_are_inference_errors(
-    tiny: TinyModel, tensors: dict[str, Any], capfd: pytest.CaptureFixture[str]
-) -> None:
+@needs_openvino
+def test_openvino_computes_in_float32_for_one_image_at_a_time(tiny: TinyModel) -> None:
+    with open_engine(tiny.encoder, "openvino", threads=2) as encoder:
+        settings = encoder._compiled.get_property  # type: ignore[attr-defined]
+        assert str(settings("PERFORMANCE_HINT")).endswith("LATENCY")
+        assert str(settings("EXECUTION_MODE_HINT")).endswith("ACCURACY")
+        assert settings("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+        assert settings("INFERENCE_NUM_THREADS") == min(2, logical_cores())
+        assert settings("ENABLE_CPU_PINNING") is False
+
+
+@needs_openvino
+def test_openvino_hint_and_cache(tiny: TinyModel, tmp_path: Path) -> None:
+    from flss_runtime.engines.openvino import OpenVinoEngine
+
+    expected = None
+    for cached in (False, True):
+        library = engines.import_library("openvino")
+        with OpenVinoEngine(library, tiny.encoder, threads=1, hint="throughput", cache=tmp_path) as engine:
+            assert str(engine._compiled.get_property("PERFORMANCE_HINT")).endswith("THROUGHPUT")
+            assert engine._compiled.get_property("LOADED_FROM_CACHE") is cached
+            assert engine.precision() == "fp32"
+            found = engine.run(images_of(tiny, 2))["mean"]
+            expected = found if expected is None else expected
+            np.testing.assert_array_equal(found, expected)
+    assert list(tmp_path.iterdir())
+
+
+def test_precisions_have_one_name_whatever_the_library_calls_them() -> None:
+    assert narrowest(["float", "uint8", "float16"]) == "int8"
+    assert narrowest(["f32", "f16"]) == "fp16"
+    assert narrowest(["f32", "bf16", "f16"]) == "bf16"
+    assert narrowest(["float32"]) == "fp32"
+    assert narrowest([]) == "none"
+    assert narrowest(["float32", "float8e4m3fn"]) == "unknown"
+    heavy = ["Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "MatMul", "QGemm", "FusedMatMul", "FullyConnected"]
+    assert all(map(is_heavy, [*heavy, "fully_connected", "Convolution", "GroupConvolution"]))
+    assert not any(map(is_heavy, ["Convert", "Cast", "Relu", "Reorder", "ArgMax"]))
+
+
+def test_a_profile_that_cannot_be_written_is_no_precision(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_engine(tiny.encoder, threads=1) as encoder:
-        with pytest.raises(InferenceError, match="onnxruntime failed") as caught:
-            encoder.run(tensors)
-        assert "images float32 ['B', 3, 8, 8]" in caught.value.fix
-        assert "\n" not in caught.value.problem
-        assert encoder.run(encoder_input(tiny))["mean"].shape == (2, 16)  # the engine survives
-    assert capfd.readouterr().err == ""
+        monkeypatch.setattr("tempfile.tempdir", "/nonexistent/folder")
+        with pytest.raises(EngineUnavailable, match="cannot be read back") as caught:
+            encoder.precision()
+    assert "TMPDIR" in caught.value.fix
 
 
-def test_a_closed_engine_says_so(tiny: TinyModel) -> None:
-    encoder = open_engine(tiny.encoder, threads=1)
-    encoder.close()
-    encoder.close()
-    with pytest.raises(InferenceError, match="closed"):
-        encoder.run(encoder_input(tiny))
+@pytest.mark.parametrize("engine", [name for name in ("ort", "openvino") if name not in ABSENT])
+def test_a_classifier_says_what_it_runs_on(tiny: TinyModel, tmp_path: Path, engine: str) -> None:
+    bundle = write_tiny(tmp_path / "tiny.bundle", tiny)
+    policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, 0)
+    with open_classifier(bundle, engine, policy=policy, noise=SeededNoise(0), threads=1) as classifier:
+        facts = classifier.engine_facts()
+        assert facts["engine"] == engine
+        assert facts["library"].startswith({"ort": "onnxruntime ", "openvino": "openvino "}[engine])
+        assert facts["device"] == {"ort": "CPUExecutionProvider", "openvino": "CPU"}[engine]
+        assert facts["precision"] == {"encoder": "fp32", "head": "fp32"}
+
+
+@pytest.mark.parametrize("engine", MISSING[:1])
+def test_a_classifier_is_strict_unless_told_otherwise(tiny: TinyModel, tmp_path: Path, engine: str) -> None:
+    bundle = write_tiny(tmp_path / "tiny.bundle", tiny)
+    policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, 0)
+    with pytest.raises(EngineUnavailable):
+        open_classifier(bundle, engine, policy=policy)
+    with open_classifier(bundle, engine, policy=policy, strict=False) as classifier:
+        assert classifier.engine_facts()["device"] == "CPUExecutionProvider"
+
+
+def test_wrong_tensors_name_the_library(tiny: TinyModel) -> None:
+    with open_engine(tiny.encoder, threads=1) as encoder, pytest.raises(InferenceError, match="onnxruntime failed"):
+        encoder.run({})
 
 
 def test_importing_the_runtime_imports_no_engine() -> None:
     code = (
         "import sys, flss_runtime, flss_runtime.classifier, flss_runtime.engines.ort, flss_runtime.images\n"
-        "heavy = {'onnxruntime', 'PIL', 'torch', 'onnx', 'typer', 'rich'} & set(sys.modules)\n"
+        "import flss_runtime.engines.openvino, flss_runtime.engines.auto\n"
+        "heavy = {'onnxruntime', 'openvino', 'PIL', 'torch', 'onnx', 'typer', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -161,7 +234,7 @@ def test_importing_the_runtime_imports_no_engine() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
-def test_the_engine_keeps_usage_data_here_unless_told_otherwise(before: str | None, after: str) -> None:
+def test_onnxruntime_keeps_usage_data_here_unless_told_otherwise(before: str | None, after: str) -> None:
     code = (
         "import os\nfrom flss_runtime.engines import engine_status\n"
         "engine_status()\nprint(os.environ['ORT_DISABLE_TELEMETRY'], end='')"
@@ -171,6 +244,22 @@ def test_the_engine_keeps_usage_data_here_unless_told_otherwise(before: str | No
         environment["ORT_DISABLE_TELEMETRY"] = before
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == after
+
+
+@needs_openvino
+def test_openvino_keeps_usage_data_here(tmp_path: Path) -> None:
+    """Imported as it is, OpenVINO writes an identifier into the home directory and starts a thread that uploads."""
+    code = (
+        "import sys, threading\nfrom flss_runtime.engines import import_library\nimport_library('openvino')\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')], threading.active_count())\n"
+        "import openvino\nprint(openvino.convert_model.__name__)"  # the rest of it is all there
+    )
+    # Its own rule: where CI is set it sends nothing, and the test would show nothing.
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.splitlines() == ["[] 1", "convert_model"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_public_names_exist() -> None:

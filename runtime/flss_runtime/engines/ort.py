@@ -1,17 +1,22 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU and on the devices that its providers reach."""
 
 from __future__ import annotations
 
-import os
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
-from flss_runtime.engines import Tensors, TensorSpec
+from flss_runtime.engines import EngineSpec, Tensors, TensorSpec, check_tensors, refused
+from flss_runtime.engines.cores import physical_cores
+from flss_runtime.engines.ort_binding import DeviceRuns
+from flss_runtime.engines.ort_devices import DEVICES, preload, set_up, settings_for
+from flss_runtime.engines.precision import UNKNOWN, is_heavy, narrowest
+from flss_runtime.engines.random_tensors import random_tensors
 from flss_runtime.errors import BundleError, EngineUnavailable, InferenceError
 
-_PROVIDER = "CPUExecutionProvider"
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -30,39 +35,68 @@ class OrtEngine:
     Args:
         library: The imported onnxruntime.
         graph: ONNX file.
+        device: "cpu", "cuda", "tensorrt" or "tensorrt-rtx".
         threads: Threads of one call, the caller's included; None takes the physical cores this process may use.
+        cuda_graph: Whether runs on a GPU are captured once per set of shapes and replayed. Every node has to run on
+            that GPU then.
 
     Raises:
         BundleError: The file is missing or no graph that this version of ONNX Runtime can run.
-        EngineUnavailable: The session runs on something else than the CPU provider.
+        EngineUnavailable: The device is missing, or the session runs on something else.
     """
 
-    name = "ort"
-
-    def __init__(self, library: ModuleType, graph: Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        library: ModuleType,
+        graph: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        cuda_graph: bool = False,
+    ) -> None:
+        self.name = str(EngineSpec("ort", device))
+        self.library = f"onnxruntime {library.__version__}"
         self.threads = threads or physical_cores()
+        self._onnxruntime = library
+        self._graph = graph
+        self._device = DEVICES[device]
         if not graph.is_file():
             raise BundleError(f"graph {graph} does not exist", "export the bundle again, or correct the path")
-        try:
-            self._session: Any = library.InferenceSession(
-                str(graph), _session_options(library, self.threads), providers=[_PROVIDER]
-            )
-        # ONNX Runtime's exceptions have no common base but Exception.
-        except Exception as error:
-            raise BundleError(
-                f"onnxruntime {library.__version__} cannot load {graph}: {_one_line(error)}",
-                "export the bundle again; if it is newer than this onnxruntime, upgrade that: "
-                "pip install --upgrade 'flss-edge[cpu]'",
-            ) from error
-        self.provider = ", ".join(self._session.get_providers())
-        if self.provider != _PROVIDER:
-            raise EngineUnavailable(
-                f"onnxruntime runs {graph} on {self.provider}, but {_PROVIDER} was asked for",
-                "reinstall it: pip install --force-reinstall 'flss-edge[cpu]'",
-            )
+        self._session: Any = self._new_session(cuda_graph=cuda_graph)
+        self.device = self._device.provider
         self.inputs: Mapping[str, TensorSpec] = {node.name: _spec(node) for node in self._session.get_inputs()}
         self.outputs: Mapping[str, TensorSpec] = {node.name: _spec(node) for node in self._session.get_outputs()}
         self._output_names = list(self.outputs)
+        on_host = self._device.memory == "cpu"
+        self._bound = None if on_host else DeviceRuns(library, self._session, self._device.memory)
+
+    def precision(self) -> str:
+        """Read back the arithmetic from a profiled run on random values in a session of its own.
+
+        Raises:
+            EngineUnavailable: Layers ran elsewhere than on the device, or the profile cannot be written.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                session = self._new_session(profile=str(Path(folder) / "profile"))
+                session.run(None, random_tensors(self.inputs))
+                events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EngineUnavailable(
+                f"the arithmetic cannot be read back: the profile cannot be written ({error.strerror or error})",
+                "set TMPDIR to a folder with free space",
+            ) from error
+        kernels = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+        heavy = [kernel for kernel in kernels if is_heavy(kernel["op_name"])]
+        elsewhere = sorted({kernel["provider"] for kernel in heavy} - {self.device})
+        if elsewhere:
+            raise EngineUnavailable(
+                f"onnxruntime ran layers on {', '.join(elsewhere)}, not on {self.device}",
+                "take a graph in a precision that the device computes, or another engine",
+            )
+        if not heavy and any("TRTKernel" in kernel["op_name"] for kernel in kernels):
+            return UNKNOWN  # TensorRT's providers fuse the graph into one node
+        return narrowest(_first_type(kernel["input_type_shape"]) for kernel in heavy)
 
     def run(self, tensors: Tensors) -> Tensors:
         """Run the graph once; see `Engine.run`.
@@ -72,18 +106,19 @@ class OrtEngine:
         """
         if self._session is None:
             raise InferenceError("the engine is closed", "open a new one with open_engine()")
+        check_tensors(self.inputs, tensors, "onnxruntime")  # it reads another byte order as if it were its own
         try:
+            if self._bound is not None:
+                return self._bound.run(tensors)
             return dict(zip(self._output_names, self._session.run(self._output_names, tensors), strict=True))
-        except Exception as error:  # as above: no common base
-            expected = ", ".join(f"{name} {spec.dtype} {list(spec.shape)}" for name, spec in self.inputs.items())
-            raise InferenceError(
-                f"onnxruntime failed: {_one_line(error)}",
-                f"check that the bundle fits this version of flss-edge (flss-edge verify); the graph takes: {expected}",
-            ) from error
+        # ONNX Runtime's exceptions have no common base but Exception.
+        except Exception as error:
+            raise refused("onnxruntime", _one_line(error), self.inputs) from error
 
     def close(self) -> None:
         """Free the session and its threads."""
         self._session = None
+        self._bound = None
 
     def __enter__(self) -> OrtEngine:
         return self
@@ -93,32 +128,38 @@ class OrtEngine:
     ) -> None:
         self.close()
 
-
-def physical_cores() -> int:
-    """Count the physical cores this process may use, at least 1.
-
-    Hyperthreads of one core share its arithmetic units, and more threads than that cost time. A container's CPU quota
-    counts too: threads above it are stopped for the rest of each scheduling period.
-    """
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = set()
-    for cpu in usable:
+    def _new_session(self, *, cuda_graph: bool = False, profile: str = "") -> Any:
+        """Load the graph, and make sure that it is where it was asked to be: the library's own fallback is silent."""
+        library, device = self._onnxruntime, self._device
+        options = _session_options(library, self.threads, profile)
+        missing = preload(library, device)
+        providers = set_up(library, device, options, settings_for(device, self._graph, cuda_graph=cuda_graph))
         try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:  # no such file in some containers and on other systems
-            siblings.add(str(cpu))
-    return max(1, min(len(siblings), _quota()))
+            session = library.InferenceSession(
+                str(self._graph), options, providers=providers or None, enable_fallback=False
+            )
+        except Exception as error:  # as in `run`: no common base
+            if device.memory != "cpu":
+                raise EngineUnavailable(
+                    f"{self.library} cannot run {self._graph.name} on {device.provider}: {_one_line(error)}",
+                    f"run it with --engine ort; or {device.install}",
+                ) from error
+            raise BundleError(
+                f"{self.library} cannot load {self._graph}: {_one_line(error)}",
+                "export the bundle again; if it is newer than this onnxruntime, upgrade that: "
+                "pip install --upgrade 'flss-edge[cpu]'",
+            ) from error
+        present = session.get_providers()
+        if present[0] != device.provider:
+            why = f" ({missing})" if missing else ""
+            raise EngineUnavailable(
+                f"{self.library} put {self._graph.name} on {', '.join(present)}, not on {device.provider}{why}",
+                f"check driver and libraries with flss-edge doctor; {device.install}",
+            )
+        return session
 
 
-def _quota() -> int:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no control groups, or no quota ("max")
-        return os.cpu_count() or 1
-
-
-def _session_options(library: ModuleType, threads: int) -> Any:
+def _session_options(library: ModuleType, threads: int, profile: str) -> Any:
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -126,12 +167,20 @@ def _session_options(library: ModuleType, threads: int) -> Any:
     # Threads that go on spinning after a call starve the other graph's session: the encoder ran 3-5 times slower.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # errors arrive as exceptions; the library's own lines on stderr repeat them
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     return options
 
 
 def _spec(node: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, (int, str)) else "?" for size in node.shape)
     return TensorSpec(_DTYPES.get(node.type, node.type), shape)
+
+
+def _first_type(types_and_shapes: list[dict[str, list[int]]]) -> str:
+    """Return the type of a kernel's first input, as ONNX Runtime's profile names it."""
+    return next(iter(types_and_shapes[0]))
 
 
 def _one_line(error: Exception) -> str:

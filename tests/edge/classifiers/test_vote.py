@@ -15,10 +15,10 @@ from torch import Tensor
 from flss_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flss_edge.classifiers.latent_sampling import head_logits, released_noise
 from flss_edge.classifiers.vote import MeanSoftmax, Vote, choices_of
-from flss_runtime.classifier import open_classifier
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.errors import UsageError
 from flss_runtime.noise import SeededNoise
+from flss_runtime.opening import open_classifier
 
 from .conftest import DrawsOf, MakeFLSS
 

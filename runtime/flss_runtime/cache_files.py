@@ -1,0 +1,96 @@
+"""Where this machine's caches are, and how files get there: whole, private, and never worth more than time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flss_runtime.atomic import atomic_write
+from flss_runtime.errors import OutputError
+
+CACHE_VARIABLE = "FLSS_EDGE_CACHE"
+
+_log = logging.getLogger("flss_runtime")
+
+
+def cache_root() -> Path:
+    """Return the directory of all caches: `FLSS_EDGE_CACHE`, or flss-edge in the user's cache directory.
+
+    Raises:
+        OutputError: Neither the environment nor the system names one.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser().absolute()
+    user = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(user):  # the specification: a relative one has to be ignored
+        return Path(user) / "flss-edge"
+    try:
+        return Path.home() / ".cache" / "flss-edge"
+    except RuntimeError as error:
+        raise OutputError(f"there is no home directory for the cache ({error})", f"set {CACHE_VARIABLE}") from error
+
+
+def read_blob(path: Path) -> bytes:
+    """Return what a library cached for itself, b"" where there is nothing."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def write_blob(path: Path, content: bytes) -> None:
+    """Keep what a library wants to find again; a place that cannot be written costs time at the next start only."""
+    try:
+        make_private(path.parent)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+    except OutputError as error:
+        _log.debug("not kept: %s", error.problem)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder and what is missing above it, for their owner alone.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    with as_output_error(folder):
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        for place in reversed(missing):  # mkdir(parents=True) would give the parents the usual mode
+            place.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def as_output_error(folder: Path) -> Iterator[None]:
+    """Turn an error of the file system into one that says what to do about the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to the cache {folder}: {error.strerror or error}",
+            f"make it writable and free some space, or set {CACHE_VARIABLE} to another directory",
+        ) from error
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, None where there is none that can be read."""
+    with suppress(OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else None
+    return None
+
+
+def write_object(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, for people to read too.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

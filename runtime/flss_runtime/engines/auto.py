@@ -1,0 +1,139 @@
+"""The fastest engine for a graph on this machine: measured once, then remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+from flss_runtime.cache_files import cache_root, read_blob, write_blob
+from flss_runtime.engines import Engine, open_engine
+from flss_runtime.engines.cores import physical_cores
+from flss_runtime.engines.libraries import import_library, version_of
+from flss_runtime.engines.random_tensors import random_tensors
+from flss_runtime.errors import EngineUnavailable, OutputError
+from flss_runtime.integrity import sha256_file
+from flss_runtime.machine import cpu_model, logical_cores
+
+# Engines that start at once: TensorRT's has to be built first, which can take minutes, so it is taken by name only.
+_CANDIDATES = ("ort", "openvino", "ort:cuda")
+_VISITS, _VISIT_SECONDS = 3, 1 / 3  # a second each, in turns, so that a slow moment of the machine hits all of them
+_FOLDER = "auto"
+
+_log = logging.getLogger("flss_runtime")
+
+
+def choose_engine(graph: Path, *, threads: int | None = None) -> str:
+    """Choose the engine that runs a graph fastest here, and say why on the logger `flss_runtime`.
+
+    The first choice costs about a second an engine; the machine's cache remembers it for this graph, processor, number
+    of threads and these versions of the libraries. Where only one engine is present, nothing is measured.
+
+    Args:
+        graph: ONNX file; its free dimensions are measured at 1.
+        threads: As for `open_engine`.
+
+    Returns:
+        A spec for `open_engine`, such as "openvino".
+
+    Raises:
+        EngineUnavailable: No engine is installed.
+        BundleError: The graph is missing, or none of the engines present understands it.
+    """
+    threads = threads or physical_cores()
+    present = _present()
+    if not present:
+        raise EngineUnavailable(
+            "no inference engine is installed", "install one, for instance: pip install 'flss-edge[cpu]'"
+        )
+    if len(present) == 1:
+        (engine,) = present
+        _log.info("auto: %s is the only engine here", engine)
+        return engine
+    place = _place(graph, threads, present)
+    times = _remembered(place, present)
+    remembered = bool(times)
+    if not times:
+        times = _measure(graph, threads, list(present))
+        if place is not None:
+            write_blob(place, json.dumps({"ms": times}).encode())
+    ranked = sorted(times, key=times.__getitem__)
+    _log.info("auto: %s", _explained(ranked, times, threads) + (" (measured earlier)" if remembered else ""))
+    return ranked[0]
+
+
+def _present() -> dict[str, str]:
+    """Return the candidates whose library is here -> the library's version."""
+    present = {}
+    for engine in _CANDIDATES:
+        name, _, device = engine.partition(":")
+        with suppress(EngineUnavailable):
+            library = import_library(name)
+            if not device or _has_cuda(library):
+                present[engine] = version_of(library)
+    return present
+
+
+def _has_cuda(library: ModuleType) -> bool:
+    return "CUDAExecutionProvider" in library.get_available_providers()
+
+
+def _place(graph: Path, threads: int, present: dict[str, str]) -> Path | None:
+    """Return where the measurement of exactly this is kept; None without a place or a graph."""
+    facts = [sha256_file(graph) if graph.is_file() else "", cpu_model(), logical_cores(), threads, present]
+    with suppress(OutputError):
+        return cache_root() / _FOLDER / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
+    return None
+
+
+def _remembered(place: Path | None, present: dict[str, str]) -> dict[str, float]:
+    """Return engine -> milliseconds as measured before; {} where there is nothing that makes sense."""
+    with suppress(ValueError, TypeError, AttributeError, KeyError):
+        times: dict[str, Any] = json.loads(read_blob(place))["ms"] if place is not None else {}
+        if all(engine in present and float(spent) > 0 for engine, spent in times.items()):
+            return {engine: float(spent) for engine, spent in times.items()}
+    return {}
+
+
+def _measure(graph: Path, threads: int, engines: list[str]) -> dict[str, float]:
+    """Return engine -> median milliseconds of a run; those that cannot run the graph are left out."""
+    spent: dict[str, list[float]] = {}
+    opened: dict[str, Engine] = {}
+    try:
+        for engine in engines:
+            try:
+                opened[engine] = open_engine(graph, engine, threads=threads)
+            except EngineUnavailable as error:
+                _log.info("auto: without %s: %s", engine, error.problem)
+        for _ in range(_VISITS):
+            for name, candidate in opened.items():
+                spent.setdefault(name, []).extend(_visit(candidate))
+    finally:
+        for candidate in opened.values():
+            candidate.close()
+    return {name: median(times) * 1e3 for name, times in spent.items()}
+
+
+def _visit(engine: Engine) -> list[float]:
+    """Run for a while and return the seconds of each run but the first ones, which find cold caches."""
+    tensors = random_tensors(engine.inputs)
+    end = time.perf_counter() + _VISIT_SECONDS
+    times: list[float] = []
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.perf_counter()
+        engine.run(tensors)
+        times.append(time.perf_counter() - start)
+    return times[2:]
+
+
+def _explained(ranked: list[str], times: dict[str, float], threads: int) -> str:
+    best, *others = ranked
+    against = ", ".join(f"{engine} {times[engine]:.3g} ms" for engine in others)
+    count = f"{threads} thread" + ("s" if threads != 1 else "")
+    return f"{best} {times[best]:.3g} ms" + (f" against {against}" if against else "") + f" a run, {count}"

@@ -1,0 +1,139 @@
+"""`auto`: measures once, remembers, and explains."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flss_runtime.decision import SmoothingPolicy
+from flss_runtime.engines import auto, open_engine
+from flss_runtime.engines.auto import choose_engine
+from flss_runtime.errors import BundleError, EngineUnavailable
+from flss_runtime.opening import open_classifier
+
+from .bundles import NOISE_SCALE, NUM_SAMPLES, write_tiny
+from .test_conformance import ABSENT
+
+if TYPE_CHECKING:
+    from .conftest import TinyModel
+
+both = pytest.mark.skipif("ort" in ABSENT or "openvino" in ABSENT, reason=f"needs ort and openvino; absent: {ABSENT}")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Path:
+    monkeypatch.setattr(auto, "_VISIT_SECONDS", 0.005)
+    monkeypatch.setenv("FLSS_EDGE_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.INFO, "flss_runtime")
+    return tmp_path / "cache" / "auto"
+
+
+def measured(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*")) if cache.exists() else []
+
+
+def rewrite(place: Path, times: Any) -> None:
+    place.write_text(json.dumps({"ms": times}))
+
+
+@both
+def test_the_fastest_is_taken_and_the_choice_explained(
+    tiny: TinyModel, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = choose_engine(tiny.encoder, threads=1)
+    (place,) = measured(cache)
+    times = json.loads(place.read_text())["ms"]
+    assert set(times) >= {"ort", "openvino"}
+    assert chosen == min(times, key=times.get)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"auto: {chosen} ")
+    for engine, spent in times.items():
+        assert f"{engine} {spent:.3g} ms" in record.getMessage()
+    assert record.getMessage().endswith("a run, 1 thread")
+
+
+@both
+@pytest.mark.parametrize("fastest", ["ort", "openvino"])
+def test_it_is_remembered(
+    tiny: TinyModel, cache: Path, caplog: pytest.LogCaptureFixture, fastest: str, tmp_path: Path
+) -> None:
+    choose_engine(tiny.encoder, threads=1)
+    (place,) = measured(cache)
+    rewrite(place, {"ort": 5.0, "openvino": 5.0, fastest: 4.25})
+    caplog.clear()
+    assert choose_engine(tiny.encoder, threads=1) == fastest
+    assert caplog.records[-1].getMessage().endswith("(measured earlier)")
+    with open_engine(tiny.encoder, "auto", threads=1) as engine:
+        assert engine.name == fastest
+    policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, 0)
+    with open_classifier(write_tiny(tmp_path / "a.bundle", tiny), "auto", policy=policy, threads=1) as classifier:
+        assert (classifier.encoder.name, classifier.head.name) == (fastest, fastest)  # the head is not asked
+    assert measured(cache) == [place]
+
+
+@both
+def test_another_question_is_measured_anew(tiny: TinyModel, cache: Path) -> None:
+    choose_engine(tiny.encoder, threads=1)
+    choose_engine(tiny.encoder, threads=2)
+    choose_engine(tiny.head, threads=1)
+    assert len(measured(cache)) == 3
+
+
+@both
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"ms": {}}', '{"ms": 3}', '{"ms": {"ort": "fast"}}', '{"ms": {"ort": -1}}',
+     '{"ms": {"nonsense": 1.0}}', '{"ms": {"ort": NaN}}', "\x00\xff"],
+)  # fmt: skip
+def test_what_makes_no_sense_is_measured_anew(
+    tiny: TinyModel, cache: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    choose_engine(tiny.encoder, threads=1)
+    (place,) = measured(cache)
+    place.write_bytes(content.encode("latin-1"))
+    caplog.clear()
+    assert choose_engine(tiny.encoder, threads=1) in ("ort", "openvino")
+    assert "measured earlier" not in caplog.text
+    assert set(json.loads(place.read_text())["ms"]) >= {"ort", "openvino"}
+
+
+@both
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
+    tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLSS_EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    assert choose_engine(tiny.encoder, threads=1) in ("ort", "openvino")
+
+
+@pytest.mark.parametrize(("absent", "left"), [("openvino", "ort"), ("onnxruntime", "openvino")])
+def test_the_only_one_is_taken_unmeasured(
+    tiny: TinyModel, cache: Path, absent: str, left: str, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    if left in ABSENT:
+        pytest.skip(f"{left} is absent: {ABSENT[left]}")
+    monkeypatch.setitem(sys.modules, absent, None)
+    monkeypatch.setattr(auto, "_CANDIDATES", ("ort", "openvino"))  # whatever GPU there is
+    assert choose_engine(tiny.encoder) == left
+    assert caplog.records[-1].getMessage() == f"auto: {left} is the only engine here"
+    assert measured(cache) == []
+
+
+def test_nothing_at_all_is_an_error(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for absent in ("openvino", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(EngineUnavailable, match="no inference engine") as caught:
+        choose_engine(tiny.encoder)
+    assert "flss-edge[cpu]" in caught.value.fix
+
+
+@both
+def test_a_missing_graph_is_what_is_complained_about(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="does not exist"):
+        choose_engine(tmp_path / "absent.onnx")

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flss_runtime.cache_files import read_blob, write_blob
+from flss_runtime.engine_cache import (
+    CACHE_VARIABLE,
+    ENGINE_NAME,
+    KEY_NAME,
+    Built,
+    CacheKey,
+    EngineCache,
+    cache_root,
+)
+from flss_runtime.errors import OutputError
+
+KEY = CacheKey("a" * 64, "tensorrt 10.3.0", "sm86 (NVIDIA GeForce RTX 3080)", "CUDA 12.6", "1 and many")
+BUILT = Built(b"engine" * 1000, "fp32", 42.4)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache")
+
+
+def never() -> Built:
+    raise AssertionError("it was built although it was there")
+
+
+def test_an_engine_is_found_again(cache: EngineCache) -> None:
+    assert cache.entry(KEY) is None
+    assert cache.entries() == []
+    stored = cache.store(KEY, "encoder.onnx", BUILT)
+    assert cache.entry(KEY) == stored == cache.entries()[0]
+    assert stored.load() == BUILT
+    assert (stored.size, stored.graph_name) == (6000, "encoder.onnx")
+    facts = json.loads((stored.folder / KEY_NAME).read_text())
+    assert facts["key"]["library"] == "tensorrt 10.3.0", "for people"
+    assert sorted(path.name for path in stored.folder.iterdir()) == [ENGINE_NAME, KEY_NAME]
+    if os.name == "posix":
+        assert cache.root.stat().st_mode & 0o077 == 0, "an engine is code: nobody else may write it"
+
+
+@pytest.mark.parametrize("field", ["graph", "library", "target", "driver", "profile"])
+def test_every_part_of_the_key_counts(cache: EngineCache, field: str) -> None:
+    cache.store(KEY, "encoder.onnx", BUILT)
+    assert cache.entry(replace(KEY, **{field: "other"})) is None
+
+
+def test_an_engine_is_built_once(cache: EngineCache) -> None:
+    lines: list[str] = []
+    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lines.append) == BUILT
+    assert cache.obtain(KEY, "encoder.onnx", never, say=lines.append) == BUILT
+    assert lines == [f"engine for encoder.onnx: none for {KEY} yet, building it"]
+
+
+def test_a_foreign_engine_is_rebuilt_and_the_reason_is_named(cache: EngineCache) -> None:
+    cache.store(KEY, "encoder.onnx", BUILT)
+    lines: list[str] = []
+    newer = replace(KEY, library="tensorrt 11.4.0", driver="CUDA 13.0")
+    cache.obtain(newer, "encoder.onnx", lambda: replace(BUILT, content=b"new"), say=lines.append)
+    assert lines == [
+        "engine for encoder.onnx: built for tensorrt 10.3.0 on sm86 (NVIDIA GeForce RTX 3080), driver CUDA 12.6, "
+        "found tensorrt 11.4.0 on sm86 (NVIDIA GeForce RTX 3080), driver CUDA 13.0: rebuilding, about 42 s"
+    ]
+    assert cache.obtain(KEY, "encoder.onnx", never) == BUILT, "the other machine's engine stays"
+    lines.clear()
+    cache.obtain(replace(KEY, profile="wider"), "encoder.onnx", lambda: BUILT, say=lines.append)
+    assert "another profile" in lines[0]
+
+
+@pytest.mark.parametrize("damage", [b"", b"engine", b"ENGINE" * 1000])
+def test_a_damaged_engine_is_rebuilt(cache: EngineCache, damage: bytes) -> None:
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    (entry.folder / ENGINE_NAME).write_bytes(damage)
+    assert entry.load() is None
+    lines: list[str] = []
+    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lines.append) == BUILT
+    assert lines == ["engine for encoder.onnx: the stored file is damaged: rebuilding, about 42 s"]
+    assert cache.obtain(KEY, "encoder.onnx", never) == BUILT
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"format": 1}', '{"format": 9}', '{"format": 1, "key": {"graph": "a"}}', "\xff"]
+)
+def test_unreadable_facts_are_no_entry(cache: EngineCache, content: str) -> None:
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    (entry.folder / KEY_NAME).write_text(content, encoding="latin-1")
+    assert cache.entry(KEY) is None
+    assert cache.entries() == []
+    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
+
+
+def test_an_entry_of_another_key_is_not_believed(cache: EngineCache) -> None:
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    other = replace(KEY, graph="b" * 64)
+    os.rename(entry.folder, cache.folder(other))
+    assert cache.entry(other) is None
+
+
+def test_a_verdict_goes_with_its_engine(cache: EngineCache) -> None:
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    assert entry.verdict() is None
+    entry.store_verdict({"verdict": "passed", "bundle": "c" * 64})
+    verdict = cache.entries()[0].verdict()
+    assert verdict is not None
+    assert (verdict["verdict"], verdict["engine_sha256"]) == ("passed", entry.sha256)
+    rebuilt = cache.store(KEY, "encoder.onnx", replace(BUILT, content=b"new"))
+    assert rebuilt.verdict() is None, "nobody verified the new one"
+
+
+def test_rebuilding_when_asked(cache: EngineCache) -> None:
+    cache.store(KEY, "encoder.onnx", BUILT)
+    new = replace(BUILT, content=b"new")
+    lines: list[str] = []
+    assert cache.obtain(KEY, "encoder.onnx", lambda: new, say=lines.append, rebuild=True) == new
+    assert lines == ["engine for encoder.onnx: building again, as asked, about 42 s"]
+    assert cache.obtain(KEY, "encoder.onnx", never) == new
+
+
+def test_a_failed_build_leaves_nothing(cache: EngineCache) -> None:
+    def fail() -> Built:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        cache.obtain(KEY, "encoder.onnx", fail, say=lambda line: None)
+    assert cache.entries() == []
+    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
+
+
+def _obtain_slowly(root: Path, start: float, folder: Path) -> None:
+    def build() -> Built:
+        (folder / f"built-{os.getpid()}").touch()
+        time.sleep(0.5)
+        return BUILT
+
+    time.sleep(max(0.0, start - time.time()))
+    built = EngineCache(root).obtain(KEY, "encoder.onnx", build, say=lambda line: None)
+    assert built == BUILT
+    (folder / f"done-{os.getpid()}").touch()
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    arguments = (tmp_path / "cache", time.time() + 2, tmp_path)
+    processes = [context.Process(target=_obtain_slowly, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list(tmp_path.glob("done-*"))) == 3
+    assert len(list(tmp_path.glob("built-*"))) == 1
+
+
+def test_other_keys_do_not_wait(cache: EngineCache) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def build() -> Built:
+        inside.set()
+        assert leave.wait(30)
+        return BUILT
+
+    slow = threading.Thread(target=cache.obtain, args=(KEY, "encoder.onnx", build), kwargs={"say": lambda line: None})
+    slow.start()
+    assert inside.wait(30)
+    try:
+        cache.obtain(replace(KEY, graph="b" * 64), "head.onnx", lambda: BUILT, say=lambda line: None)
+        assert [entry.graph_name for entry in cache.entries()] == ["head.onnx"]
+    finally:
+        leave.set()
+        slow.join()
+    assert len(cache.entries()) == 2
+
+
+def test_a_killed_builder_leaves_no_entry_and_no_lock(cache: EngineCache) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom flss_runtime.engine_cache import *\n"
+        f"def build():\n    print('building', flush=True)\n    time.sleep(60)\n"
+        f"EngineCache(Path(sys.argv[1])).obtain({KEY!r}, 'encoder.onnx', build, say=lambda line: None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(cache.root)], stdout=subprocess.PIPE, text=True) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "building\n"
+        builder.send_signal(signal.SIGKILL)
+    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
+
+
+def test_whoever_reads_while_it_is_written_sees_all_or_nothing(cache: EngineCache) -> None:
+    contents = [bytes([number]) * 200_000 for number in range(30)]
+    stop = threading.Event()
+    torn: list[Built] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            entry = cache.entry(KEY)
+            built = entry.load() if entry is not None else None
+            if built is not None and built.content not in contents:
+                torn.append(built)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for content in contents:
+        cache.store(KEY, "encoder.onnx", replace(BUILT, content=content))
+    stop.set()
+    reader.join()
+    assert torn == []
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """Let no file grow past `size` bytes: the write fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_engine(cache: EngineCache) -> None:
+    lines: list[str] = []
+    with no_room(2000):
+        with pytest.raises(OutputError, match="cannot write"):
+            cache.store(KEY, "encoder.onnx", BUILT)
+        assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lines.append) == BUILT
+    assert len(lines) == 2
+    assert "cannot be kept, so it will be built again next time" in lines[1]
+    assert cache.entry(KEY) is None
+    assert not list(cache.folder(KEY).glob(".tmp-*")), "half an engine must not fill the disk further"
+    cache.store(KEY, "encoder.onnx", BUILT)
+    with no_room(2000), pytest.raises(OutputError):  # the old engine is intact, or there is none: never half of one
+        cache.store(KEY, "encoder.onnx", replace(BUILT, content=b"new" * 1000))
+    entry = cache.entry(KEY)
+    assert entry is None or entry.load() == BUILT
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Be somebody whom permissions bind, also where the tests run as root."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_read_only_cache_is_read_and_not_written(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    cache = EngineCache(tmp_path / "cache")
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    for folder in (cache.root, entry.folder.parent, entry.folder):
+        folder.chmod(0o555)
+    lines: list[str] = []
+    new = replace(KEY, library="tensorrt 11.4.0")
+    try:
+        with unprivileged():
+            assert cache.obtain(KEY, "encoder.onnx", never) == BUILT
+            assert cache.obtain(new, "encoder.onnx", lambda: BUILT, say=lines.append) == BUILT
+            with pytest.raises(OutputError, match="cannot write to the cache") as caught:
+                cache.reserve(new)
+            assert CACHE_VARIABLE in caught.value.fix
+            with pytest.raises(OutputError):
+                entry.store_verdict({"verdict": "passed"})
+    finally:
+        for folder in (cache.root, entry.folder.parent, entry.folder):
+            folder.chmod(0o755)
+    assert "rebuilding" in lines[0]
+    assert "cannot be kept" in lines[1]
+    assert len(lines) == 2
+
+
+def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = EngineCache(tmp_path / "file" / "cache")
+    assert cache.entries() == []
+    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
+    with pytest.raises(OutputError):
+        cache.store(KEY, "encoder.onnx", BUILT)
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "named"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert cache_root() == tmp_path / "xdg" / "flss-edge"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_root() == tmp_path / ".cache" / "flss-edge"
+
+
+@pytest.mark.parametrize("place", ["sub/timing.bin", "timing.bin"])
+def test_what_libraries_keep_is_optional(tmp_path: Path, place: str) -> None:
+    assert read_blob(tmp_path / place) == b""
+    write_blob(tmp_path / place, b"123")
+    assert read_blob(tmp_path / place) == b"123"
+    (tmp_path / "file").touch()
+    write_blob(tmp_path / "file" / "timing.bin", b"123")
+
+
+def test_builds_are_announced_on_the_log(
+    cache: EngineCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build: Callable[[], Built] = lambda: BUILT  # noqa: E731
+    cache.obtain(KEY, "encoder.onnx", build)
+    assert [record.name for record in caplog.records] == ["flss_runtime"]
+    assert "building it" in caplog.text

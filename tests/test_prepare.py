@@ -1,0 +1,157 @@
+"""`flss-edge prepare`: engines for GPUs that are not here, and what it does where nothing needs building."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flss_runtime.engine_cache import CACHE_VARIABLE, ENGINE_NAME, EngineCache
+from flss_runtime.engines.cuda import find_device
+from flss_runtime.errors import EngineUnavailable
+
+needs_rtx = pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")),
+    reason="TensorRT-RTX is not installed: pip install 'flss-edge[tensorrt-rtx]'",
+)
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return EngineCache()
+
+
+def without_gpu() -> None:
+    try:
+        find_device()
+    except EngineUnavailable:
+        return
+    pytest.skip("a GPU is here: see tests/gpu")
+
+
+@needs_rtx
+def test_real_graphs_are_built_for_gpus_that_are_not_here(tiny_bundle: Path, run: Run, cache: EngineCache) -> None:
+    without_gpu()
+    targets = "sm80,sm86,sm89,sm120"
+    done = run("prepare", tiny_bundle, "--engine", "trt", "--target", targets, "--format", "json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    rows = document["results"]["engines"]
+    assert [(row["role"], row["target"]) for row in rows] == [
+        (role, target) for target in targets.split(",") for role in ("encoder", "head")
+    ]
+    assert {row["precision"] for row in rows} == {"fp32"}
+    assert {row["verdict"] for row in rows} == {"not verified"}
+    assert {row["state"] for row in rows} == {"built"}
+    assert document["results"]["verification"] is None
+    assert "built, not verified: no GPU here" in done.err
+    assert "a second or two a graph" in done.err, "how long it may take"
+    assert "encoder.onnx for sm86: built in " in done.err, "how long it took"
+    assert len(cache.entries()) == 8
+    assert all(entry.load() is not None and entry.verdict() is None for entry in cache.entries())
+
+
+@needs_rtx
+def test_real_graphs_in_float16_build_for_every_target_and_turing_gets_the_float16_head(
+    tiny_checkpoint: Path, tmp_path: Path, run: Run, cache: EngineCache
+) -> None:
+    without_gpu()
+    bundle = tmp_path / "half.bundle"
+    exported = run("export", tiny_checkpoint, "-o", bundle, "--precision", "fp32,fp16")
+    assert exported.code == 0, exported.err
+    targets = "sm75,sm80,sm86,sm89,sm120"
+    done = run("prepare", bundle, "--precision", "fp16", "--target", targets, "--format", "json")
+    assert done.code == 0, done.err
+    built = {(row["target"], row["graph"]): row["precision"] for row in json.loads(done.out)["results"]["engines"]}
+    assert built == {
+        **{(target, "encoder.fp16.onnx"): "fp16" for target in targets.split(",")},
+        **{(target, "head.onnx"): "fp32" for target in targets.split(",")[1:]},
+        ("sm75", "head.fp16.onnx"): "fp16",
+    }
+    assert "the float32 head cannot be built for sm75: head.fp16.onnx takes its place" in done.err
+
+
+@needs_rtx
+def test_what_is_there_is_not_built_again_unless_asked(tiny_bundle: Path, run: Run, cache: EngineCache) -> None:
+    without_gpu()
+    prepare = ("prepare", tiny_bundle, "--target", "sm86")
+    assert run(*prepare).code == 0
+    again = run(*prepare, "--format", "json")
+    assert {row["state"] for row in json.loads(again.out)["results"]["engines"]} == {"in the cache"}
+    assert "in the cache already" in again.err
+    stamps = {entry.folder: (entry.folder / ENGINE_NAME).stat().st_mtime_ns for entry in cache.entries()}
+    rebuilt = run(*prepare, "--rebuild", "--format", "json")
+    assert {row["state"] for row in json.loads(rebuilt.out)["results"]["engines"]} == {"built"}
+    assert "building again, as asked" in rebuilt.err
+    assert all((folder / ENGINE_NAME).stat().st_mtime_ns > stamp for folder, stamp in stamps.items())
+    other = run(*prepare[:-1], "sm89")
+    assert "built for tensorrt_rtx" in other.err
+    assert "on sm86, found tensorrt_rtx" in other.err
+    assert "rebuilding, about" in other.err
+
+
+@needs_rtx
+def test_turing_needs_float16(tiny_bundle: Path, run: Run, cache: EngineCache) -> None:
+    refused = run("prepare", tiny_bundle, "--target", "sm75")
+    assert refused.code == 6
+    assert "FP32 GEMM is not supported" in refused.err
+    assert "export with --precision fp32,fp16" in refused.err
+    absent = run("prepare", tiny_bundle, "--target", "sm75", "--precision", "fp16")
+    assert absent.code == 6
+    assert "not in fp16" in absent.err
+    assert cache.entries() == []
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("target", "message"), [("sm99", "builds for no target 'sm99'"), ("sm86,", "empty name"), ("", "empty name")]
+)
+def test_bad_targets(tiny_bundle: Path, run: Run, cache: EngineCache, target: str, message: str) -> None:
+    done = run("prepare", tiny_bundle, "--target", target)
+    assert (done.code, message in done.err) == (2, True)
+
+
+def test_without_gpu_and_target(tiny_bundle: Path, run: Run, cache: EngineCache) -> None:
+    without_gpu()
+    done = run("prepare", tiny_bundle)
+    assert done.code == 6
+    assert "fix: " in done.err
+
+
+@needs_rtx
+def test_a_cache_that_cannot_be_written_stops_it_before_the_build(
+    tiny_bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    done = run("prepare", tiny_bundle, "--target", "sm86")
+    assert done.code == 7
+    assert CACHE_VARIABLE in done.err
+    assert "built in" not in done.err
+
+
+def test_an_engine_that_builds_nothing_is_opened_and_verified(
+    tiny_bundle: Path, run: Run, cache: EngineCache, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "copy.bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    done = run("prepare", bundle, "--engine", "ort", "--format", "json")
+    document = json.loads(done.out)
+    verification = document["results"]["verification"]
+    # 64 synthetic images cannot show that fewer than 0.5 % of decisions change.
+    assert (done.code, verification["verdict"]) == (1, "inconclusive"), done.err
+    assert [row["verdict"] for row in document["results"]["engines"]] == ["inconclusive"] * 2
+    entries = cache.entries()
+    assert [entry.graph_name for entry in entries] == ["encoder.onnx", "head.onnx"]
+    assert all((entry.verdict() or {})["bundle"] == verification["bundle"] for entry in entries)
+    assert {entry.size for entry in entries} == {0}
+    for option in (("--target", "sm86"), ("--rebuild",)):
+        refused = run("prepare", bundle, "--engine", "ort", *option)
+        assert (refused.code, "make no sense with --engine ort" in refused.err) == (2, True)
