@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from flss_edge.checkpoint import Checkpoint
 from flss_edge.data import ImageSet
 from flss_edge.gate import gate_network
 from flss_edge.model import FLSS, Classifier
-from flss_export.graphs import FILES, GraphSet, build_graphs, gate_graph
+from flss_export.graphs import GraphSet, build_graphs, file_name, gate_graph
 from flss_export.parity import ByteArray, gate_outputs, reference_network, reference_outputs, replay
+from flss_export.precision import FULL, add_precisions, check_precisions, precision_of, variants
 from flss_runtime.atomic import refuse_existing
 from flss_runtime.bundle import Bundle, write_bundle
-from flss_runtime.comparison import Comparison, Outputs, compare
+from flss_runtime.comparison import EXACT, REDUCED, Comparison, Outputs, compare
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.errors import CheckFailed, CheckpointError, DataError, OutputError, UsageError
 from flss_runtime.images import InputSpec
@@ -45,6 +46,8 @@ def export_bundle(
     *,
     gate: Checkpoint | None = None,
     data: ImageSet | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    quantization: ImageSet | None = None,
     overwrite: bool = False,
     num_samples: int = 100,
     noise_scale: float = 2.0,
@@ -60,6 +63,9 @@ def export_bundle(
         data: Labelled images of the network's size, best ones it was not trained on. Up to 600, evenly spaced, become
             the reference images that travel with the bundle. Without them synthetic images are compared, and the
             bundle says so.
+        precisions: "fp32", and of "fp16" and "int8" those that the bundle gets as well. A reduced one is compared with
+            torch too, but not refused for changed decisions: the manifest has them, and `flss-edge verify` judges them.
+        quantization: Real images that int8 finds its ranges on, best training images; up to 128 are taken.
         overwrite: Whether an existing bundle may be replaced.
         num_samples: Default N of the policy, and of golden and reference votes.
         noise_scale: Default factor on the standard deviation, likewise.
@@ -69,11 +75,13 @@ def export_bundle(
         The bundle, not calibrated yet; its manifest holds the comparison under "parity".
 
     Raises:
-        CheckFailed: ONNX Runtime decides differently from torch, or torch's exporter failed.
+        CheckFailed: ONNX Runtime decides differently from torch, torch's exporter failed, or the network does not fit
+            a precision.
         CheckpointError: A checkpoint has no digest, because it was never saved; or the gate does not fit the other.
         DataError: `data` does not fit the network.
         OutputError: `target` exists or cannot be written.
-        UsageError: `num_samples`, `noise_scale` or `seed` is out of range.
+        UsageError: `num_samples`, `noise_scale` or `seed` is out of range, a precision is unknown, or int8 was asked
+            for without images to quantize on.
         EngineUnavailable: ONNX Runtime is not installed.
     """
     refuse_existing(target, overwrite)
@@ -83,21 +91,26 @@ def export_bundle(
                 "this checkpoint was never saved, so no digest can tie the bundle to it", "Save it, then load the file."
             )
     policy = SmoothingPolicy(num_samples, noise_scale, 0)
+    precisions = check_precisions(precisions)
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed {seed} is out of range", "Give a whole number from 0 to 2**63 - 1.")
     network = checkpoint.flss()
     plain = None if gate is None else gate_network(gate, checkpoint)
     chosen = _choose_images(network, data, seed)
+    _check_quantization(network, precisions, quantization)
     graphs = build_graphs(network)
     if plain is not None:
         graphs = replace(graphs, graphs={**graphs.graphs, "gate": gate_graph(plain)})
-    reference, comparison = _compare(network, plain, graphs, chosen, seed, policy)
+    graphs = add_precisions(graphs, precisions, chosen.images, quantization)
+    reference, parity = _compare(network, plain, graphs, chosen, seed, policy)
     files: dict[str, bytes | Path] = {
         **graphs.files,
         GOLDEN_NAME: _golden(network, plain, chosen.images[:GOLDEN_IMAGES], seed, policy),
         REFERENCE_NAME: _reference(chosen, reference, seed, policy),
     }
-    manifest = _manifest(checkpoint, Path(target), graphs, data, seed) | {"parity": comparison.to_json()}
+    manifest = _manifest(checkpoint, Path(target), graphs, data, seed) | {"parity": parity}
+    if "int8" in precisions and quantization is not None:
+        manifest["data"] |= {"quantization": quantization.source, "quantization_sha256": quantization.sha256}
     if gate is not None:
         manifest["gate_checkpoint"] = _origin(gate)
     defaults = {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale}
@@ -141,25 +154,53 @@ def _synthetic_images(count: int, size: int, seed: int) -> ByteArray:
 
 def _compare(
     model: FLSS, gate: Classifier | None, graphs: GraphSet, chosen: _Images, seed: int, policy: SmoothingPolicy
-) -> tuple[Outputs, Comparison]:
-    """Return torch's outputs, and how ONNX Runtime compares, unless it decides differently."""
+) -> tuple[Outputs, dict[str, Any]]:
+    """Return torch's outputs, and how ONNX Runtime compares, unless it decides differently in float32.
+
+    The comparison is the manifest's: that of float32, and under "reduced" those of the other precisions.
+    """
     with tempfile.TemporaryDirectory(prefix="flss-export-") as folder:
-        paths = {role: Path(folder) / FILES[role] for role in graphs.graphs}
+        paths = {key: Path(folder) / file_name(key) for key in graphs.graphs}
         try:
-            for role, path in paths.items():
-                path.write_bytes(graphs.graphs[role])
+            for key, path in paths.items():
+                path.write_bytes(graphs.graphs[key])
         except OSError as error:
             raise OutputError(
                 f"the graphs cannot be written to {folder} ({error.strerror})", "Free some space there, or set TMPDIR."
             ) from error
-        reference, candidate = replay(model, paths, chosen.images, seed, policy, gate=gate)
-    comparison = compare(reference, candidate, name="torch against ort", real=chosen.real)
+        networks = {
+            name: {role: paths[key] for role, key in keys.items()} for name, keys in variants(graphs.graphs).items()
+        }
+        replayed = replay(model, networks, chosen.images, seed, policy, gate=gate)
+    reports = {name: _judged(name, *outputs, real=chosen.real).to_json() for name, outputs in replayed.items()}
+    exact = reports.pop(FULL)
+    return replayed[FULL][0], {**exact, **({"reduced": reports} if reports else {})}
+
+
+def _judged(precision: str, reference: Outputs, candidate: Outputs, *, real: bool) -> Comparison:
+    limits = EXACT if precision == FULL else REDUCED
+    name = "torch against ort" if precision == FULL else f"torch against ort in {precision}"
+    comparison = compare(reference, candidate, name=name, real=real, limits=limits)
     if not comparison.passed:
         raise CheckFailed(
             f"the exported graphs do not decide as the checkpoint does: {'; '.join(comparison.failures)}",
             f"Nothing was written. Try another torch (this is {torch.__version__}) or onnxruntime, and report it.",
         )
-    return reference, comparison
+    return comparison
+
+
+def _check_quantization(model: FLSS, precisions: Sequence[str], images: ImageSet | None) -> None:
+    if "int8" not in precisions:
+        return
+    size = model.config.image_size
+    if images is None:
+        raise UsageError("int8 needs real images to find its ranges on", "Export with data: --data DATA.")
+    if len(images) == 0 or images.images.shape[1:] != (size, size, 3):
+        raise DataError(
+            f"{images.source}: {len(images)} images of shape {images.images.shape[1:]} to quantize on; the network "
+            f"takes {(size, size, 3)}",
+            "Give images of the size it was trained on.",
+        )
 
 
 def _golden(model: FLSS, gate: Classifier | None, images: ByteArray, seed: int, policy: SmoothingPolicy) -> bytes:
@@ -205,8 +246,8 @@ def _manifest(
         "class_names": list(checkpoint.class_names),
         "num_classes": config.num_classes,
         "latent_dim": config.features,
-        "graphs": {role: FILES[role] for role in graphs.graphs},
-        "precision": dict.fromkeys(graphs.graphs, "fp32"),
+        "graphs": {key: file_name(key) for key in graphs.graphs},
+        "precision": {key: precision_of(key) for key in graphs.graphs},
         "opset": graphs.opset,
         "checkpoint": _origin(checkpoint),
         "data": {

@@ -28,11 +28,11 @@ from flss_runtime.errors import CheckFailed
 OPSET = 18  # what torch's exporter writes without a version conversion; TensorRT 10.3 on Jetson still reads it
 IR_VERSION = 10
 EXPORTER = "torch.onnx.export(dynamo=True)"
-FILES = {role: f"{role}.onnx" for role in ("encoder", "head", "deterministic", "gate")}
 EXAMPLE_BATCH = 2  # a batch of 1 can be baked in as a constant (pytorch issue 157621)
 ANOTHER_TORCH = f"Use another version of torch and report this one ({torch.__version__})."
 FLOAT, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
 
+HEAVY_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})  # where the arithmetic is, and so what a precision is about
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
@@ -43,7 +43,11 @@ Net = TypeVar("Net", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class GraphSet:
-    """Serialized graphs by role ("encoder", "head", "deterministic", "gate"), float32, self-contained, one opset."""
+    """Serialized graphs, self-contained, one opset.
+
+    Their keys are the manifest's: a role ("encoder", "head", "deterministic", "gate") in float32, or a role, a dot and
+    another precision.
+    """
 
     graphs: Mapping[str, bytes]
     opset: int = OPSET
@@ -52,7 +56,12 @@ class GraphSet:
     @property
     def files(self) -> dict[str, bytes]:
         """File name in the bundle -> content."""
-        return {FILES[role]: content for role, content in self.graphs.items()}
+        return {file_name(key): content for key, content in self.graphs.items()}
+
+
+def file_name(key: str) -> str:
+    """Return the file that a bundle keeps a graph in."""
+    return f"{key}.onnx"
 
 
 def build_graphs(model: FLSS) -> GraphSet:
@@ -76,7 +85,7 @@ def build_graphs(model: FLSS) -> GraphSet:
     outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", classes)), "choice": (INT64, ("B",))}
     deterministic = _export("deterministic", _Classify(fused), size, outputs)
     protos = {"encoder": encoder, "head": head_graph(fused.head), "deterministic": deterministic}
-    return GraphSet({role: _serialize(role, proto) for role, proto in protos.items()})
+    return GraphSet({role: serialize(role, proto) for role, proto in protos.items()})
 
 
 def gate_graph(model: Classifier) -> bytes:
@@ -89,7 +98,7 @@ def gate_graph(model: Classifier) -> bytes:
         CheckFailed: as `build_graphs`.
     """
     outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", model.config.num_classes))}
-    return _serialize("gate", _export("gate", fuse_batch_norm(model), model.config.image_size, outputs))
+    return serialize("gate", _export("gate", fuse_batch_norm(model), model.config.image_size, outputs))
 
 
 def fuse_batch_norm(model: Net) -> Net:
@@ -260,7 +269,20 @@ def _values(specs: Mapping[str, tuple[int, Shape]]) -> list[ValueInfoProto]:
     return [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in specs.items()]
 
 
-def _serialize(role: str, proto: ModelProto) -> bytes:
+def rewired(proto: ModelProto, nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray]) -> ModelProto:
+    """Return a graph with the inputs and outputs of `proto`, and other nodes and constants in between."""
+    changed = ModelProto()
+    changed.CopyFrom(proto)
+    for field in (changed.graph.node, changed.graph.initializer, changed.graph.value_info):
+        del field[:]
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
+    changed.graph.node.extend(nodes)
+    changed.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
+    return changed
+
+
+def serialize(role: str, proto: ModelProto) -> bytes:
     """Return the bytes of a graph that passed the checker, with strict shape and type inference."""
     try:
         onnx.checker.check_model(proto, full_check=True)

@@ -22,12 +22,11 @@ from flss_edge.checkpoint import Checkpoint
 from flss_edge.gate import gate_network
 from flss_edge.model import FLSS, Classifier
 from flss_runtime.bundle import Bundle
-from flss_runtime.comparison import Comparison, GateOutputs, Outputs, compare, count_votes
+from flss_runtime.comparison import Comparison, GateOutputs, Outputs, compare, count_votes, limits_for
 from flss_runtime.decision import SmoothingPolicy, confidences
 from flss_runtime.engines import Engine, open_engine
 from flss_runtime.errors import UsageError
 from flss_runtime.images import to_nchw
-from flss_runtime.manifest import ROLES
 from flss_runtime.noise import SeededNoise
 
 CHUNK = 32  # images: bounds the latents of a chunk to 7 MB at N = 100, D = 512
@@ -47,6 +46,7 @@ def parity(
     num_samples: int | None = None,
     noise_scale: float | None = None,
     engine: str = "ort",
+    precision: str = "fp32",
     threads: int | None = None,
     real: bool = True,
 ) -> Comparison:
@@ -62,13 +62,15 @@ def parity(
         num_samples: N; by default the bundle's, else 100.
         noise_scale: By default the bundle's, else 2.
         engine: As for `open_engine`.
+        precision: Of the bundle's graphs but the head, which stays in float32.
         threads: Of the encoder.
         real: Whether the images are real ones.
 
     Returns:
         The differences of mean, std, logits and deterministic logits, and every change of votes, classes and rejections
-        (these under the bundle's calibrated thresholds for N, if it has them). `failures` is empty iff it passed:
-        tensors within 1e-4 * max(1, largest value), votes within 1, no changed winner that was ahead by more than 2.
+        (these under the bundle's calibrated thresholds for N, if it has them). In fp32 `failures` is empty iff it
+        passed: tensors within 1e-4 * max(1, largest value), votes within 1, no changed winner that was ahead by more
+        than 2. Reduced precision has no such limits: `Comparison.flip_tests` judges its decisions.
 
     Raises:
         UsageError: Images or bundle do not fit the checkpoint's network, or one has a gate and the other has none.
@@ -90,17 +92,18 @@ def parity(
         if policy.noise_scale == graphs.noise_scale and graphs.calibration(policy.num_samples) is not None:
             calibrated = graphs.policy(policy.num_samples)
             thresholds = {"min_votes": calibrated.min_votes, "min_confidence": calibrated.min_confidence}
-        graphs = _files(graphs)
+        graphs = _files(graphs, precision)
     if ("gate" in graphs) != (plain is not None):
         problem = "a gate's checkpoint was given, but the graphs have no gate" if plain else "the graphs have a gate"
         raise UsageError(problem, "Give the gate's checkpoint with a cascade, and with nothing else.")
-    reference, candidate = replay(network, graphs, images, seed, policy, gate=plain, engine=engine, threads=threads)
-    return compare(reference, candidate, **thresholds, name="torch", real=real)
+    options: dict[str, Any] = {"gate": plain, "engine": engine, "threads": threads}
+    reference, candidate = replay(network, {precision: graphs}, images, seed, policy, **options)[precision]
+    return compare(reference, candidate, **thresholds, name="torch", real=real, limits=limits_for(precision))
 
 
 def replay(
     model: FLSS,
-    graphs: Mapping[str, Path],
+    candidates: Mapping[str, Mapping[str, Path]],
     images: ByteArray,
     seed: int,
     policy: SmoothingPolicy,
@@ -108,12 +111,23 @@ def replay(
     gate: Classifier | None = None,
     engine: str = "ort",
     threads: int | None = None,
-) -> tuple[Outputs, Outputs]:
-    """Run the same images and noise through torch and through an engine, in chunks.
+) -> dict[str, tuple[Outputs, Outputs]]:
+    """Run the same images and noise through torch and through sets of graphs in an engine, in chunks.
+
+    Args:
+        model: In torch.
+        candidates: Name -> role -> ONNX file.
+        images: (M, H, W, 3) uint8.
+        seed: Of the noise.
+        policy: Its N and noise scale.
+        gate: In torch.
+        engine: As for `open_engine`.
+        threads: Of everything but the head.
 
     Returns:
-        What torch and what the engine made of them: votes (M, K) of all images; of each tensor only the two elements a
-        chunk that `compare` needs, the one that differs most and the largest, so memory does not grow with M * N * K.
+        Of each candidate, what torch and what the engine made of them: votes (M, K) of all images; of each tensor only
+        the two elements a chunk that `compare` needs, the one that differs most and the largest, so memory does not
+        grow with M * N * K.
 
     Raises:
         UsageError: The images do not fit the network.
@@ -126,28 +140,44 @@ def replay(
         )
     network, plain = reference_network(model), None if gate is None else reference_network(gate)
     noise = SeededNoise(seed)
-    sides = _Side(classes), _Side(classes)
-    tensors: dict[str, list[tuple[Any, Any]]] = {}
+    pairs = {name: _Pair(classes) for name in candidates}
     with ExitStack() as stack:
         engines = {
-            role: stack.enter_context(open_engine(path, engine, threads=1 if role == "head" else threads))
-            for role, path in graphs.items()
+            name: {
+                role: stack.enter_context(open_engine(path, engine, threads=1 if role == "head" else threads))
+                for role, path in graphs.items()
+            }
+            for name, graphs in candidates.items()
         }
         for chunk in _chunks(images):
             drawn = noise.take(len(chunk), policy.num_samples, model.config.features)
             expected = reference_outputs(network, chunk, drawn, policy.noise_scale)
             if plain is not None:
                 expected |= gate_outputs(plain, chunk) | {"mean_choices": expected["deterministic"].argmax(axis=1)}
-            found = _engine_outputs(engines, chunk, drawn, policy.noise_scale)
-            sides[0].take(expected)
-            sides[1].take(found)
-            for name, values in found.items():
-                tensors.setdefault(name, []).append(_extremes(expected[name], values))
-    pairs = {name: [np.concatenate(side) for side in zip(*parts, strict=True)] for name, parts in tensors.items()}
-    return (
-        sides[0].outputs({name: pair[0] for name, pair in pairs.items()}),
-        sides[1].outputs({name: pair[1] for name, pair in pairs.items()}),
-    )
+            for name, pair in pairs.items():
+                pair.take(dict(expected), _engine_outputs(engines[name], chunk, drawn, policy.noise_scale))
+    return {name: pair.outputs() for name, pair in pairs.items()}
+
+
+class _Pair:
+    """What torch and one set of graphs made of the chunks so far."""
+
+    def __init__(self, classes: int) -> None:
+        self.sides = _Side(classes), _Side(classes)
+        self.tensors: dict[str, list[tuple[Any, Any]]] = {}
+
+    def take(self, expected: Tensors, found: Tensors) -> None:
+        self.sides[0].take(expected)
+        self.sides[1].take(found)
+        for name, values in found.items():
+            self.tensors.setdefault(name, []).append(_extremes(expected[name], values))
+
+    def outputs(self) -> tuple[Outputs, Outputs]:
+        pairs = {name: [np.concatenate(s) for s in zip(*parts, strict=True)] for name, parts in self.tensors.items()}
+        reference, candidate = (
+            side.outputs({name: pair[index] for name, pair in pairs.items()}) for index, side in enumerate(self.sides)
+        )
+        return reference, candidate
 
 
 @dataclass
@@ -244,9 +274,14 @@ def _chunks(images: ByteArray) -> Iterator[ByteArray]:
         yield images[start : start + CHUNK]
 
 
-def _files(bundle: Bundle) -> dict[str, Path]:
-    roles = {key.split(".", 1)[0] for key in bundle.manifest["graphs"]}
-    return {role: bundle.graph(role) for role in ROLES if role in roles}
+def _files(bundle: Bundle, precision: str) -> dict[str, Path]:
+    """Return the graphs that a classifier of that precision runs; all of these have to be there but the baseline."""
+    files = {"encoder": bundle.graph("encoder", precision), "head": bundle.graph("head")}
+    if bundle.has_gate:
+        files["gate"] = bundle.graph("gate", precision)
+    if precision in bundle.precisions("deterministic"):
+        files["deterministic"] = bundle.graph("deterministic", precision)
+    return files
 
 
 def _check_fit(model: FLSS, bundle: Bundle) -> None:

@@ -27,6 +27,7 @@ from flss_runtime.manifest import (
     MANIFEST_NAME,
     MODE,
     POLICY_NAME,
+    PRECISIONS,
     ROLES,
     check_calibration,
     check_manifest,
@@ -86,18 +87,27 @@ class Bundle:
         Raises:
             BundleError: The bundle has no graph of that role.
             EngineUnavailable: It has, but not in that precision.
+            UsageError: There is no such precision.
         """
         available: dict[str, Path] = {
             self.manifest["precision"][key]: self.path / name
             for key, name in self.manifest["graphs"].items()
-            if key.split(".", 1)[0] == role
+            if _role(key) == role
         }
         if role not in ROLES or not available:
             raise BundleError(f"{self.path} has no {role!r} graph", "export the checkpoint again to get every graph")
+        if precision not in PRECISIONS:
+            raise UsageError(f"there is no precision {precision!r}", f"choose one of: {', '.join(PRECISIONS)}")
         if precision not in available:
             problem = f"{self.path} has the {role} in {', '.join(sorted(available))}, not in {precision}"
-            raise EngineUnavailable(problem, "ask for one that is there: this version exports fp32 only")
+            fix = f"ask for one that is there, or export it too: flss-edge export CHECKPOINT --precision {precision}"
+            raise EngineUnavailable(problem, fix)
         return available[precision]
+
+    def precisions(self, role: str = "encoder") -> tuple[str, ...]:
+        """Return the precisions that the bundle has a role in, the widest first; the encoder's are the network's."""
+        graphs = self.manifest["precision"]
+        return tuple(each for each in PRECISIONS if each in {graphs[key] for key in graphs if _role(key) == role})
 
     def calibration(self, num_samples: int | None = None) -> Json | None:
         """Return the calibration entry for N (default: the policy's) at the policy's noise scale, or None.
@@ -263,6 +273,10 @@ def find_bundle(folder: str | Path) -> Path:
 def utc_now() -> str:
     """Return the current time as the format writes it: UTC, ISO 8601, seconds."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _role(key: str) -> str:
+    return key.split(".", 1)[0]
 
 
 def _place(place: Path, content: bytes | Path) -> dict[str, Any]:

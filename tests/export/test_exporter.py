@@ -36,7 +36,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, graphs: GraphSet) -> None:
 
 
 def test_the_bundle_verifies_and_says_that_its_images_are_synthetic(bundle: Bundle) -> None:
-    report = verify_bundle(bundle)
+    assert verify_bundle(bundle).verdict.value == "inconclusive", "64 images are too few for the default budget"
+    report = verify_bundle(bundle, budget=0.05)
     assert report.passed, report.failures
     assert any("synthetic" in note for note in report.notes)
     reference = read_reference(bundle)
@@ -93,8 +94,8 @@ def test_real_images_are_spread_over_the_classes(checkpoint: Checkpoint, tmp_pat
     assert reference is not None and reference.real and len(reference.images) == 600
     assert reference.labels is not None and set(reference.labels) == set(range(5))
     assert made.manifest["data"]["reference_sha256"] == data.sha256
-    report = verify_bundle(made)
-    assert report.passed and report.notes == ()
+    report = verify_bundle(made)  # 600 images are enough for the default budget
+    assert report.passed and not any("images" in note for note in report.notes)
 
 
 @pytest.mark.usefixtures("quick")
@@ -121,7 +122,7 @@ def test_large_images_stay_within_the_files_limit(make_model, tmp_path: Path) ->
     data = _data(110, size=224)
     made = export_bundle(load_checkpoint(tmp_path / "large.pt"), tmp_path / "large.bundle", data=data, num_samples=4)
     assert 15_000_000 < made.manifest["files"]["reference.npz"]["size"] < 16_000_000  # random pixels do not compress
-    assert verify_bundle(made).passed
+    assert verify_bundle(made, budget=0.05).passed  # some 100 images of this size fit into the file
 
 
 @pytest.mark.usefixtures("quick")

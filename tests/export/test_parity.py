@@ -41,7 +41,7 @@ def test_exported_graphs_pass(checkpoint: Checkpoint, graph_files: dict[str, Pat
 
 def test_chunks_see_the_noise_of_their_images(checkpoint: Checkpoint, graph_files: dict[str, Path]) -> None:
     images, policy = _images(CHUNK + 5), SmoothingPolicy(25, 2.0, 0)
-    reference, candidate = replay(checkpoint.model, graph_files, images, 7, policy)
+    reference, candidate = replay(checkpoint.model, {"fp32": graph_files}, images, 7, policy)["fp32"]
     source = SeededNoise(7)
     noise = np.stack([source.at(index, 25, 16) for index in range(len(images))])
     network = reference_network(checkpoint.model)

@@ -59,8 +59,11 @@ class TestLoad:
 
     def test_a_missing_graph_or_precision(self, pristine: Path) -> None:
         bundle = load_bundle(pristine)
-        with pytest.raises(EngineUnavailable, match="not in fp16"):
+        with pytest.raises(EngineUnavailable, match="in fp32, not in fp16") as caught:
             bundle.graph("encoder", "fp16")
+        assert "flss-edge export CHECKPOINT --precision fp16" in caught.value.fix
+        with pytest.raises(UsageError, match="no precision 'half'"):
+            bundle.graph("encoder", "half")
         for role in ("deterministic", "manifest"):
             with pytest.raises(BundleError, match="has no"):
                 bundle.graph(role)
@@ -74,6 +77,8 @@ class TestLoad:
         bundle = write_tiny(tmp_path / "b", tiny, manifest=changed, files={"encoder.fp16.onnx": b"half"})
         assert bundle.graph("encoder", "fp16").name == "encoder.fp16.onnx"
         assert bundle.graph("encoder").name == "encoder.onnx"
+        assert (bundle.precisions(), bundle.precisions("head")) == (("fp32", "fp16"), ("fp32",))
+        assert bundle.precisions("gate") == ()
 
     def test_uncalibrated(self, place: Path) -> None:
         bundle = load_bundle(place)
