@@ -25,10 +25,10 @@ import pytest
 from PIL import Image
 
 from flss_runtime.bundle import load_bundle
-from flss_runtime.classifier import open_classifier
 from flss_runtime.decision import SmoothingPolicy, Status
 from flss_runtime.errors import UsageError
 from flss_runtime.manifest import policy_digest
+from flss_runtime.opening import open_classifier
 
 ENTRY = "import sys; from flss_edge.cli import main; sys.exit(main())"
 
@@ -340,7 +340,18 @@ USAGE = [
     Case("N that is no number", 2, "valid int", lambda w: ["predict", w.bundle, w.picture, "-n", "many"]),
     Case("no threads", 2, "x>=1|greater than or equal to 1", lambda w: ["verify", w.bundle, "--threads", "0"]),
     Case("unknown engine", 2, "choose one of: ort", lambda w: ["verify", w.bundle, "--engine", "onnx"]),
-    Case("engine of a later version", 6, "--engine ort", lambda w: ["bench", w.bundle, "--engine", "trt"]),
+    Case(
+        "unknown device of ort",
+        2,
+        "choose one of: ort, ort:cuda",
+        lambda w: ["verify", w.bundle, "--engine", "ort:tpu"],
+    ),
+    Case(
+        "absent device",
+        6,
+        "no TensorrtExecutionProvider",
+        lambda w: ["bench", w.bundle, "--engine", "ort:tensorrt"],
+    ),
     Case("unknown format", 2, "'table', 'json', 'csv', 'md'", lambda w: ["doctor", "--format", "xml"]),
     Case("output without a format", 2, "add --format", lambda w: ["doctor", "-o", "result"]),
     Case("no pictures", 2, "PICTURE_OR_FOLDER", lambda w: ["predict", w.bundle]),

@@ -30,7 +30,9 @@ def test_from_pictures_to_decisions(tmp_path: Path, labelled_pictures: Path, run
 
     exported = run("export", runs / "best.pt", "-o", bundle, "--data", labelled_pictures)
     assert exported.code == 0, exported.err
-    assert run("verify", bundle).code == 0
+    verified = run("verify", bundle)
+    assert verified.code == 1 and "60 images" in verified.err, "too few to show that at most 0.5 % of decisions change"
+    assert run("verify", bundle, "--budget", 0.05).code == 0
     uncalibrated = run("predict", bundle, labelled_pictures / "cat")
     assert (uncalibrated.code, "flss-edge calibrate" in uncalibrated.err) == (3, True)
     calibrated = run("calibrate", bundle, "--data", labelled_pictures, "--split", "test")

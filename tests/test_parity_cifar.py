@@ -57,7 +57,7 @@ def _network_of_random_features(data: ImageSet) -> FLSS:
 
 def _check(checkpoint: Checkpoint, images: np.ndarray, folder: Path) -> None:
     bundle = export_bundle(checkpoint, folder / "parity.bundle", num_samples=100)
-    assert verify_bundle(bundle).passed
+    assert verify_bundle(bundle, budget=0.05).passed  # 64 synthetic images: exported without data
     entry = {"num_samples": 100, "noise_scale": 2.0, "mode": "latent", "min_votes": MIN_VOTES}
     report = parity(checkpoint, store_calibration(bundle, entry), images, seed=1)
     print(report.to_json())

@@ -9,6 +9,7 @@ import typer
 
 from flss_edge.cli.options import FormatOption, OutputOption, OverwriteOption, resolve_bundle
 from flss_edge.cli.output import Document, check_output, emit
+from flss_runtime.errors import OutputError
 
 if TYPE_CHECKING:
     from flss_edge.checkpoint import Checkpoint
@@ -66,13 +67,48 @@ def _describe_bundle(bundle: Bundle) -> Document:
         facts[name] = _thresholds(bundle, entry) + _provenance(entry)
     if not bundle.calibrations:
         facts["calibrated"] = f"no: flss-edge calibrate {bundle.path} --data DATA"
+    verdicts = _verdicts(bundle)
+    if not verdicts:
+        facts["verified"] = f"nothing on this machine: flss-edge prepare {bundle.path} --engine ENGINE"
     return Document(
         command="inspect",
         columns=COLUMNS,
-        rows=_rows(facts),
-        results={"manifest": manifest, "calibrations": list(bundle.calibrations)},
+        rows=[*_rows(facts), *(_verified(bundle, verdict) for verdict in verdicts)],
+        results={"manifest": manifest, "calibrations": list(bundle.calibrations), "verdicts": verdicts},
         artifact={"bundle": str(bundle.path), "digest": bundle.digest},
     )
+
+
+def _verdicts(bundle: Bundle) -> list[dict[str, Any]]:
+    """Return what `flss-edge prepare` stored of this bundle's engines on this machine, one verdict an engine."""
+    from flss_runtime.engine_cache import EngineCache
+
+    manifest = bundle.manifest
+    encoders = {
+        manifest["files"][file]["sha256"]
+        for key, file in manifest["graphs"].items()
+        if key.split(".", 1)[0] == "encoder"  # the other graphs' entries hold the same verdicts once more
+    }
+    try:
+        entries = EngineCache().entries()
+    except OutputError:  # no home directory, so nothing was prepared
+        return []
+    found = [entry.verdict() for entry in entries if entry.key.graph in encoders]
+    return [verdict for verdict in found if verdict is not None and verdict.get("bundle") == bundle.digest]
+
+
+def _verified(bundle: Bundle, verdict: dict[str, Any]) -> dict[str, Any]:
+    """Return a row for a verdict; several devices may have one for the same engine."""
+    facts = verdict.get("facts", {})
+    parts = [f"{verdict.get('verdict')}: {facts.get('library')} on {facts.get('device')}"]
+    for test in verdict.get("flips", ()):
+        parts.append(f"{test['flips']} {test['kind']} flips of {test['images']} (at most {test['bound']:.2%})")
+    parts.append(f"budget {verdict.get('budget', 0):.2%}")
+    entry = bundle.calibration() or {}
+    then = verdict.get("min_votes"), verdict.get("min_confidence")
+    if then != (entry.get("min_votes"), entry.get("gate", {}).get("min_confidence")):
+        parts.append("under another calibration: prepare again")
+    return {"name": f"verified on {verdict.get('engine')} in {verdict.get('precision')}", "value": ", ".join(parts)}
 
 
 def _describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Document:

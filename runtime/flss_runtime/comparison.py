@@ -10,15 +10,38 @@ import numpy as np
 import numpy.typing as npt
 
 from flss_runtime.decision import Decision, SmoothingPolicy, decide, decide_cascade
-from flss_runtime.statistics import clopper_pearson_upper
+from flss_runtime.flips import BUDGET, FlipTest
 
-TENSOR_TOLERANCE = 1e-4
-MAX_VOTE_CHANGE = 1
 CLEAR_LEAD = 2
-CONFIDENCE = 0.95
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What two implementations of the same arithmetic may differ by; None where that is only reported.
+
+    Attributes:
+        tensor: Of a tensor's largest difference, times max(1, its largest value). NaN and infinity always fail.
+        vote_change: Of the vote count of any class of any image.
+        clear_flips: Of the images whose winner changed although it was more than 2 votes ahead.
+    """
+
+    tensor: float | None = 1e-4
+    vote_change: int | None = 1
+    clear_flips: int | None = 0
+
+
+EXACT = Limits()
+"""Of a float32 graph: nothing but rounding."""
+REDUCED = Limits(None, None, None)
+"""Of a graph in reduced precision: its decisions are judged by the flip budget alone."""
+
+
+def limits_for(precision: str) -> Limits:
+    """Return what a graph of that precision may differ by from the trainer's float32 network."""
+    return EXACT if precision == "fp32" else REDUCED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,16 +81,18 @@ class Comparison:
         images: M.
         real: Whether the images are real ones; synthetic images say nothing about flip rates on real ones.
         tensor_differences: Tensor -> largest absolute difference.
-        tensor_limits: Tensor -> the most that is allowed: 1e-4 * max(1, largest absolute reference value).
+        tensor_limits: Tensor -> the most that is allowed: 1e-4 * max(1, largest absolute reference value); only for
+            graphs that are compared by their numbers.
         largest_vote_change: Over all images and classes.
         class_flips: Images whose winner changed.
         clear_winner_flips: Of these, images whose winner was more than 2 votes ahead.
         rejection_flips: Images accepted by one and rejected by the other; None without a calibrated min_votes.
         class_flip_bound: One-sided 95 % Clopper-Pearson upper bound of the rate of class flips.
         rejection_flip_bound: The same of rejection flips.
-        failures: What exceeds a limit, in words.
+        failures: What exceeds a limit, in words. A flip budget is no limit of this kind: `flip_tests` applies it.
         gate_flips: Images that the gate lets pass for one and not for the other, or with another class; None without a
             gate, or without a calibrated min_confidence.
+        limits: What made a failure of a difference.
     """
 
     name: str
@@ -83,11 +108,21 @@ class Comparison:
     rejection_flip_bound: float | None
     failures: tuple[str, ...]
     gate_flips: int | None = None
+    limits: Limits = EXACT
 
     @property
     def passed(self) -> bool:
         """True iff nothing exceeds a limit."""
         return not self.failures
+
+    def flip_tests(self, budget: float = BUDGET) -> tuple[FlipTest, ...]:
+        """Judge each kind of changed decision that could be counted here.
+
+        Raises:
+            UsageError: The budget is no rate between 0 and 1.
+        """
+        counts = {"class": self.class_flips, "rejection": self.rejection_flips, "gate": self.gate_flips}
+        return tuple(FlipTest(kind, n, self.images, budget) for kind, n in counts.items() if n is not None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields and the verdict as JSON values; a difference that is not finite becomes null.
@@ -96,6 +131,7 @@ class Comparison:
         """
         finite = {key: value if np.isfinite(value) else None for key, value in self.tensor_differences.items()}
         values = asdict(self)
+        del values["limits"]
         if self.gate_flips is None:
             del values["gate_flips"]
         return {**values, "tensor_differences": finite, "failures": list(self.failures), "passed": self.passed}
@@ -109,6 +145,7 @@ def compare(
     min_confidence: float | None = None,
     name: str = "reference",
     real: bool = True,
+    limits: Limits = EXACT,
 ) -> Comparison:
     """Compare two implementations that saw the same images and the same noise.
 
@@ -119,41 +156,39 @@ def compare(
         min_confidence: The same of the gate, where both have its outputs.
         name: What was replayed, for the messages.
         real: Whether the images are real.
+        limits: What makes a failure of a difference; `limits_for` the candidate's precision.
 
     Raises:
         ValueError: The votes are no counts of the same N for the same images.
     """
     _check_votes(reference.votes, candidate.votes)
-    differences, limits = _tensor_differences(reference.tensors, candidate.tensors)
+    differences, allowed = _tensor_differences(reference.tensors, candidate.tensors, limits)
     change = int(np.abs(reference.votes - candidate.votes).max())
     flipped = reference.votes.argmax(axis=1) != candidate.votes.argmax(axis=1)  # (M,)
     ordered = np.sort(reference.votes, axis=1)
     clear = int((flipped & (ordered[:, -1] - ordered[:, -2] > CLEAR_LEAD)).sum())
     rejections, gate = _decision_flips(reference, candidate, min_votes, min_confidence)
     images, flips = len(flipped), int(flipped.sum())
-    failures = [
-        f"{name}: {key} differs by {differences[key]:.3g}, allowed {limits[key]:.3g}"
-        for key in differences
-        if not differences[key] <= limits[key]
-    ]
-    if change > MAX_VOTE_CHANGE:
-        failures.append(f"{name}: a vote count changed by {change}, allowed {MAX_VOTE_CHANGE}")
-    if clear:
-        failures.append(f"{name}: {clear} of {images} winners changed that were more than {CLEAR_LEAD} votes ahead")
+    failures = _tensor_failures(differences, allowed)
+    if limits.vote_change is not None and change > limits.vote_change:
+        failures.append(f"a vote count changed by {change}, allowed {limits.vote_change}")
+    if limits.clear_flips is not None and clear > limits.clear_flips:
+        failures.append(f"{clear} of {images} winners changed that were more than {CLEAR_LEAD} votes ahead")
     return Comparison(
         name=name,
         images=images,
         real=real,
         tensor_differences=differences,
-        tensor_limits=limits,
+        tensor_limits=allowed,
         largest_vote_change=change,
         class_flips=flips,
         clear_winner_flips=clear,
         rejection_flips=rejections,
-        class_flip_bound=clopper_pearson_upper(flips, images, CONFIDENCE),
-        rejection_flip_bound=None if rejections is None else clopper_pearson_upper(rejections, images, CONFIDENCE),
-        failures=tuple(failures),
+        class_flip_bound=FlipTest("class", flips, images).bound,
+        rejection_flip_bound=None if rejections is None else FlipTest("rejection", rejections, images).bound,
+        failures=tuple(f"{name}: {failure}" for failure in failures),
         gate_flips=gate,
+        limits=limits,
     )
 
 
@@ -165,19 +200,30 @@ def count_votes(choices: npt.NDArray[np.integer[Any]], num_classes: int) -> IntA
 
 
 def _tensor_differences(
-    reference: Mapping[str, npt.NDArray[Any]], candidate: Mapping[str, npt.NDArray[Any]]
+    reference: Mapping[str, npt.NDArray[Any]], candidate: Mapping[str, npt.NDArray[Any]], limits: Limits
 ) -> tuple[dict[str, float], dict[str, float]]:
     differences: dict[str, float] = {}
-    limits: dict[str, float] = {}
+    allowed: dict[str, float] = {}
     for key, expected in reference.items():
         found = candidate.get(key)
-        limits[key] = TENSOR_TOLERANCE * max(1.0, float(np.abs(expected).max(initial=0.0)))
+        if limits.tensor is not None:
+            allowed[key] = limits.tensor * max(1.0, float(np.abs(expected).max(initial=0.0)))
         if found is None or found.shape != expected.shape or not np.isfinite(found).all():
             differences[key] = float("inf")
         else:
             apart = np.abs(expected.astype(np.float64) - found)
             differences[key] = float(apart.max(initial=0.0))
-    return differences, limits
+    return differences, allowed
+
+
+def _tensor_failures(differences: Mapping[str, float], allowed: Mapping[str, float]) -> list[str]:
+    failures = []
+    for key, difference in differences.items():
+        if key in allowed and not difference <= allowed[key]:
+            failures.append(f"{key} differs by {difference:.3g}, allowed {allowed[key]:.3g}")
+        elif not np.isfinite(difference):
+            failures.append(f"{key} is missing, of another shape, or not finite")
+    return failures
 
 
 def _decision_flips(
@@ -186,20 +232,29 @@ def _decision_flips(
     """Return how many images change between accepted and rejected, and how many the gate answers differently."""
     if min_votes is None:
         return None, None
-    gates = reference.gate is not None and candidate.gate is not None
-    policy = SmoothingPolicy(int(reference.votes[0].sum()), 0.0, min_votes, min_confidence if gates else None)
-    pairs = list(zip(_decisions(reference, policy), _decisions(candidate, policy), strict=True))
+    if reference.gate is None or candidate.gate is None:
+        min_confidence = None
+    pairs = list(zip(*(decisions(each, min_votes, min_confidence) for each in (reference, candidate)), strict=True))
     rejections = sum(before.accepted != after.accepted for before, after in pairs)
-    if policy.min_confidence is None:
+    if min_confidence is None:
         return rejections, None
     return rejections, sum(_passed(before) != _passed(after) for before, after in pairs)
 
 
-def _decisions(outputs: Outputs, policy: SmoothingPolicy) -> list[Decision]:
+def decisions(outputs: Outputs, min_votes: int, min_confidence: float | None = None) -> list[Decision]:
+    """Decide for each of M images, as the classifier would under these thresholds.
+
+    Args:
+        outputs: Votes, and for a cascade what its gate decides by.
+        min_votes: Accept from here on.
+        min_confidence: Of the gate; None leaves the gate out.
+    """
     choices = _as_choices(outputs.votes)
-    if outputs.gate is None or policy.min_confidence is None:
+    gate = outputs.gate if min_confidence is not None else None
+    policy = SmoothingPolicy(choices.shape[1], 0.0, min_votes, None if gate is None else min_confidence)
+    if gate is None:
         return decide(choices, policy)
-    return decide_cascade(choices, policy, outputs.gate.confidence, outputs.gate.mean_choices)
+    return decide_cascade(choices, policy, gate.confidence, gate.mean_choices)
 
 
 def _passed(decision: Decision) -> int | None:

@@ -2,144 +2,202 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from flss_runtime.arrays import Golden, Reference, read_golden, read_reference
+from flss_runtime.attacked import AttackedImages, RobustComparison, compare_attacked
 from flss_runtime.bundle import Bundle, load_bundle
-from flss_runtime.classifier import SmoothedClassifier, open_classifier
-from flss_runtime.comparison import Comparison, GateOutputs, Outputs, compare, count_votes
-from flss_runtime.decision import SmoothingPolicy, confidences
-from flss_runtime.errors import InferenceError
-from flss_runtime.images import to_nchw
-from flss_runtime.noise import SeededNoise
+from flss_runtime.comparison import EXACT, REDUCED, Comparison, Limits, compare, limits_for
+from flss_runtime.engine_replay import Progress, Replay, Replayed
+from flss_runtime.engines.precision import NONE, UNKNOWN
+from flss_runtime.equivalence_report import EquivalenceReport
+from flss_runtime.errors import CheckFailed, EngineUnavailable, UsageError
+from flss_runtime.flips import BUDGET, FlipTest
+from flss_runtime.opening import open_classifier
+
+JUDGE = "fp32 graphs on ort"
+_JUDGE_ENGINE, _JUDGE_PRECISION = "ort", "fp32"
+_JUDGE_RUNS = "ort", "CPUExecutionProvider"
 
 
-@dataclass(frozen=True, slots=True)
-class EquivalenceReport:
-    """The verdict on one engine for one bundle.
+def verify_bundle(
+    bundle: Bundle | str | Path,
+    engine: str = "ort",
+    *,
+    precision: str = "fp32",
+    threads: int | None = None,
+    strict: bool = True,
+    budget: float = BUDGET,
+    images: npt.NDArray[np.uint8] | None = None,
+    attacked: AttackedImages | None = None,
+    progress: Progress | None = None,
+) -> EquivalenceReport:
+    """Replay a bundle's golden and reference data, and images of one's own, through an engine; needs no torch.
 
-    Attributes:
-        engine: Engine that was examined.
-        bundle: The bundle's digest.
-        golden: Replay of golden.npz: stored noise, tensors and votes.
-        reference: Replay of reference.npz: votes on many images; None where the bundle has none.
-        notes: What a reader has to know to weigh the verdict.
-    """
-
-    engine: str
-    bundle: str
-    golden: Comparison
-    reference: Comparison | None
-    notes: tuple[str, ...]
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """What exceeds a limit, in words."""
-        return self.golden.failures + (self.reference.failures if self.reference else ())
-
-    @property
-    def passed(self) -> bool:
-        """True iff nothing exceeds a limit."""
-        return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the verdict and both comparisons as JSON values."""
-        return {
-            "passed": self.passed,
-            "engine": self.engine,
-            "bundle": self.bundle,
-            "golden": self.golden.to_json(),
-            "reference": self.reference.to_json() if self.reference else None,
-            "failures": list(self.failures),
-            "notes": list(self.notes),
-        }
-
-
-def verify_bundle(bundle: Bundle | str | Path, engine: str = "ort", *, threads: int | None = None) -> EquivalenceReport:
-    """Replay the bundle's golden and reference data through an engine; needs no torch.
+    The reference images are compared with the votes that the trainer's framework left in the bundle, one's own and
+    attacked images with the bundle's float32 graphs on ONNX Runtime, after these have passed the first comparison.
 
     Args:
         bundle: A loaded bundle, or its directory.
         engine: As for `open_engine`.
+        precision: Of the graphs, as for `open_classifier`.
         threads: Of the encoder.
+        strict: Whether a device that is missing, or a graph that runs in another precision than its own, is an error;
+            if not, it is a note.
+        budget: Rate of changed decisions that is allowed, in (0, 1).
+        images: (M, H, W, 3) uint8 of one's own, M >= 1.
+        attacked: Attacked images, to compare robust accuracy.
+        progress: Told how far it is.
 
     Raises:
         BundleError: The bundle, or the data to replay, cannot be read.
-        EngineUnavailable: The engine is absent.
+        CheckFailed: The float32 graphs on ONNX Runtime do not pass and so cannot judge.
+        DataError: The images do not fit the bundle.
+        EngineUnavailable: The engine or precision is absent, or runs in another precision and `strict` is set.
         InferenceError: The engine failed while running.
+        UsageError: The budget is no rate, or the images would compare the judge with itself.
     """
+    FlipTest("class", 0, 1, budget)
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    golden, reference = read_golden(bundle), read_reference(bundle)
-    policy, noise = _replay_policy(bundle, reference), SeededNoise(0 if reference is None else reference.seed)
-    with open_classifier(bundle, engine, policy=policy, noise=noise, threads=threads) as classifier:
-        replayed = _replay_golden(bundle, golden, classifier, real=reference is not None and reference.real)
-        votes = None if reference is None else _replay_reference(bundle, reference, classifier)
-        used = classifier.encoder.name
-    return EquivalenceReport(used, bundle.digest, replayed, votes, _notes(reference))
-
-
-def _replay_policy(bundle: Bundle, reference: Reference | None) -> SmoothingPolicy:
-    accept_all = 0.0 if bundle.has_gate else None
-    if reference is None:
-        return SmoothingPolicy(bundle.num_samples, bundle.noise_scale, 0, accept_all)
-    return SmoothingPolicy(reference.num_samples, reference.noise_scale, 0, accept_all)
-
-
-def _replay_golden(bundle: Bundle, golden: Golden, classifier: SmoothedClassifier, real: bool) -> Comparison:
-    pixels = to_nchw(golden.images)
-    latent = classifier.encoder.run({"images": pixels})
-    scale = np.array([golden.noise_scale], np.float32)
-    found = classifier.head.run(
-        {"mean": latent["mean"], "std": latent["std"], "noise": golden.noise, "noise_scale": scale}
-    )
-    choices = found["choices"]
-    if choices.shape != golden.choices.shape or choices.min() < 0 or choices.max() >= bundle.num_classes:
-        problem = f"the head gave choices of shape {choices.shape} from {choices.min()} to {choices.max()}"
-        expected_choices = f"{golden.choices.shape} in 0 to {bundle.num_classes - 1}"
-        raise InferenceError(f"{problem}; expected {expected_choices}", "export the checkpoint again")
-    expected = {"mean": golden.mean, "std": golden.std, "logits": golden.logits}
-    tensors = {"mean": latent["mean"], "std": latent["std"], "logits": found["logits"]}
-    if classifier.gate is not None and golden.gate_logits is not None:
-        expected["gate_logits"] = golden.gate_logits
-        tensors["gate_logits"] = classifier.gate.run({"images": pixels})["logits"]
-    return compare(
-        Outputs(count_votes(golden.choices, bundle.num_classes), expected),
-        Outputs(count_votes(choices, bundle.num_classes), tensors),
-        min_votes=_thresholds(bundle, golden.choices.shape[1], golden.noise_scale)[0],
-        name="golden",
-        real=real,
+    replay = Replay(bundle, images, attacked, progress)
+    options: dict[str, Any] = {"policy": replay.policy, "threads": threads, "strict": strict}
+    with open_classifier(bundle, engine, precision=precision, **options) as classifier:
+        facts = classifier.engine_facts()
+        notes = _differing_precision(bundle, facts, precision, strict)
+        judges_itself = _is_judge(facts, precision)
+        if judges_itself and images is not None:
+            raise UsageError(
+                f"images of your own are compared with the {JUDGE}, and these are what is to be examined",
+                "add --checkpoint to compare with torch (give both), or name another --engine or --precision",
+            )
+        limits = _limits(facts, precision)
+        found = replay.through(classifier, limits)
+        other_noise = replay.fresh_noise(classifier, found)
+    judge = found if judges_itself else _judge(replay, options)
+    return EquivalenceReport(
+        engine=facts["engine"],
+        precision=precision,
+        facts=facts,
+        bundle=bundle.digest,
+        budget=budget,
+        thresholds=replay.thresholds,
+        golden=found.golden,
+        reference=found.reference,
+        data=_compare_data(replay, judge, found, limits),
+        data_reference=JUDGE if images is not None else "",
+        adversarial=_compare_attacked(replay, judge, found, budget),
+        other_noise=other_noise,
+        notes=(*notes, *_notes(replay, judges_itself)),
     )
 
 
-def _replay_reference(bundle: Bundle, reference: Reference, classifier: SmoothedClassifier) -> Comparison:
-    votes = count_votes(classifier.vote(reference.images), bundle.num_classes)
-    expected, found = Outputs(reference.votes), Outputs(votes)
-    if reference.gate is not None:
-        gate = GateOutputs(
-            confidences(classifier.gate_logits(reference.images)), classifier.mean_choices(reference.images)
+def _is_judge(facts: Mapping[str, Any], precision: str) -> bool:
+    """Tell by what really runs, which a device that fell back to the CPU does not say in its name."""
+    return (facts["engine"].partition(":")[0], facts["device"], precision) == (*_JUDGE_RUNS, _JUDGE_PRECISION)
+
+
+def _limits(facts: Mapping[str, Any], precision: str) -> Limits:
+    """Return the limits of float32 where everything runs in it."""
+    exact = all(found in ("fp32", NONE) for found in facts["precision"].values())
+    return limits_for(precision) if exact else REDUCED
+
+
+def _judge(replay: Replay, options: Mapping[str, Any]) -> Replayed | None:
+    """Replay through the float32 graphs on ONNX Runtime, where somebody has to judge."""
+    if replay.images is None and replay.attacked is None:
+        return None
+    try:
+        with open_classifier(replay.bundle, _JUDGE_ENGINE, precision=_JUDGE_PRECISION, **options) as classifier:
+            judge = replay.through(classifier, EXACT)
+    except EngineUnavailable as error:
+        raise EngineUnavailable(
+            f"images of your own are compared with the {JUDGE}: {error.problem}",
+            f"{error.fix}; or leave them out: the reference images need nothing but the engine",
+        ) from error
+    failures = judge.golden.failures + (judge.reference.failures if judge.reference else ())
+    if failures:
+        raise CheckFailed(
+            f"the {JUDGE} cannot judge, because they do not decide as the checkpoint: {'; '.join(failures)}",
+            "export the bundle again, or install the onnxruntime it was exported with",
         )
-        expected = Outputs(reference.votes, {"gate_confidence": reference.gate.confidence}, reference.gate)
-        found = Outputs(votes, {"gate_confidence": gate.confidence}, gate)
-    min_votes, min_confidence = _thresholds(bundle, reference.num_samples, reference.noise_scale)
-    return compare(expected, found, min_votes=min_votes, min_confidence=min_confidence, real=reference.real)
+    return judge
 
 
-def _notes(reference: Reference | None) -> tuple[str, ...]:
+def _compare_data(replay: Replay, judge: Replayed | None, found: Replayed, limits: Limits) -> Comparison | None:
+    if judge is None or judge.data is None or found.data is None:
+        return None
+    min_votes, min_confidence = replay.thresholds
+    return compare(
+        judge.data,
+        found.data,
+        min_votes=min_votes,
+        min_confidence=min_confidence,
+        name="data",
+        limits=limits,
+    )
+
+
+def _compare_attacked(
+    replay: Replay, judge: Replayed | None, found: Replayed, budget: float
+) -> RobustComparison | None:
+    if replay.attacked is None or judge is None:
+        return None
+    min_votes, min_confidence = replay.thresholds
+    return compare_attacked(
+        replay.attacked.labels,
+        judge.attacked,
+        found.attacked,
+        min_votes=min_votes,
+        min_confidence=min_confidence,
+        budget=budget,
+    )
+
+
+def _differing_precision(bundle: Bundle, facts: Mapping[str, Any], precision: str, strict: bool) -> list[str]:
+    """Compare what each graph says it is with what it really runs in.
+
+    Raises:
+        EngineUnavailable: They differ, and `strict` is set.
+    """
+    notes = []
+    for role, found in facts["precision"].items():
+        # A head stays in float32 unless the engine cannot build that.
+        expected = {"fp32", *bundle.precisions("head")} if role == "head" else {precision}
+        if found in expected or found == NONE:
+            continue
+        where = f"{facts['library']} on {facts['device']}"
+        if found == UNKNOWN:
+            notes.append(f"{where} does not say in which precision it runs the {role}")
+            continue
+        asked = "fp32" if role == "head" else precision
+        gain = ": no gain here" if (asked, found) == ("fp16", "fp32") else ""
+        problem = f"{where} runs the {asked} graph of the {role} in {found}{gain}"
+        if strict:
+            fix = "choose a precision that this engine runs, or add --no-strict to judge it all the same"
+            raise EngineUnavailable(problem, fix)
+        notes.append(problem)
+    return notes
+
+
+def _notes(replay: Replay, judges_itself: bool) -> list[str]:
+    notes = []
+    reference = replay.reference
     if reference is None:
-        return ("no reference images in this bundle: only the golden images were replayed; export with --data",)
-    if not reference.real:
+        notes.append("no reference images in this bundle: only the golden images were replayed; export with --data")
+    elif not reference.real:
         synthetic = "the reference images are synthetic: they say nothing about changed decisions on real images"
-        return (f"{synthetic}; export with --data",)
-    return ()
-
-
-def _thresholds(bundle: Bundle, num_samples: int, noise_scale: float) -> tuple[int | None, float | None]:
-    """Return min_votes and min_confidence, each None where none is calibrated."""
-    if noise_scale != bundle.noise_scale or bundle.calibration(num_samples) is None:
-        return None, None
-    policy = bundle.policy(num_samples)
-    return policy.min_votes, policy.min_confidence
+        notes.append(f"{synthetic}; export with --data")
+    if replay.thresholds[0] is None:
+        samples = replay.policy.num_samples
+        notes.append(f"not calibrated for N = {samples}: there are no rejections that could change")
+    if replay.attacked is not None:
+        notes.append(
+            f"the engine examined is the {JUDGE}: on attacked images it has only itself to be compared with"
+            if judges_itself
+            else "the attacked images were made against torch, none of them against this engine's own rounding"
+        )
+    return notes

@@ -75,6 +75,7 @@ def test_export_takes_real_images_along(
 ) -> None:
     assert run("export", tiny_checkpoint, "-o", "real.bundle", "--data", labelled_pictures).code == 0
     verified = json.loads(run("verify", "real.bundle", "--format", "json").out)
+    assert verified["results"]["verdict"] == "inconclusive", "60 images are too few for the default budget"
     assert verified["results"]["reference"]["real"] is True
     assert verified["results"]["reference"]["images"] == 60
 
@@ -97,7 +98,8 @@ def test_inspect_shows_bundle_and_checkpoint(run: Runner, bundle: Path, tiny_che
 def test_verify_passes_and_compares_with_torch(
     run: Runner, bundle: Path, tiny_checkpoint: Path, labelled_pictures: Path
 ) -> None:
-    result = run("verify", bundle, "--data", labelled_pictures, "--checkpoint", tiny_checkpoint, "--format", "json")
+    both = ("--data", labelled_pictures, "--checkpoint", tiny_checkpoint)
+    result = run("verify", bundle, *both, "--budget", "0.05", "--format", "json")
     assert result.code == 0 and "VERIFY PASSED" in result.err
     compared = json.loads(result.out)["results"]["data"]
     assert compared["images"] == 60 and compared["class_flips"] == compared["rejection_flips"] == 0
@@ -233,11 +235,12 @@ def test_no_percentages(text: str) -> None:
 
 
 def test_doctor_reports_engines(run: Runner) -> None:
-    result = run("doctor", "--format", "json")
+    result = run("doctor", "--json")
     document = json.loads(result.out)
     assert result.code == 0
-    assert {row["name"]: row["status"] for row in document["results"]}["engine ort"] == "ok"
+    assert {row["name"]: row["status"] for row in document["results"]["checks"]}["engine ort"] == "ok"
     assert document["environment"]["python"]
+    assert run("doctor", "--json", "--format", "csv").code == 2
 
 
 def test_the_demo_needs_the_repository(run: Runner, here: Path) -> None:
@@ -344,7 +347,7 @@ def test_a_defect_is_not_taken_for_a_failed_check(
     def broken() -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("flss_runtime.environment.diagnose", broken)
+    monkeypatch.setattr("flss_runtime.diagnosis.diagnose", broken)
     result = run("doctor")
     assert result.code == 70 and "Traceback" in result.err and "defect" in result.err
 
@@ -356,7 +359,8 @@ for name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors"):
 from flss_edge.cli import main
 bundle, pictures = sys.argv[1:]
 calls = [
-    ["inspect", bundle], ["verify", bundle], ["calibrate", bundle, "--data", pictures, "--split", "test"],
+    ["inspect", bundle], ["verify", bundle, "--budget", "0.05"],
+    ["calibrate", bundle, "--data", pictures, "--split", "test"],
     ["evaluate", bundle, "--data", pictures], ["predict", bundle, pictures], ["doctor"],
 ]
 print([main(call) for call in calls], main(["export", "x.pt"]), file=sys.stderr)

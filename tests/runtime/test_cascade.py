@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from flss_runtime import arms
 from flss_runtime.bundle import load_bundle, store_calibration
-from flss_runtime.classifier import open_classifier
 from flss_runtime.decision import (
     Decision,
     SmoothingPolicy,
@@ -25,6 +24,7 @@ from flss_runtime.decision import (
 )
 from flss_runtime.errors import BundleError, DataError, InferenceError, UsageError
 from flss_runtime.noise import SeededNoise
+from flss_runtime.opening import open_classifier
 
 from .bundles import NOISE_SCALE, NUM_SAMPLES, random_images
 from .cascades import (
@@ -228,13 +228,14 @@ class TestOpening:
     def test_a_benchmark_runs_the_gate(self, tiny: TinyModel, cascade_path: Path) -> None:
         bundle = load_bundle(cascade_path)  # not calibrated
         image = random_images(tiny, 1)[0]
-        arm = arms.open_smoothed(bundle, "ort", 20, 1, 0)
+        setting = arms.Setting("ort", "fp32", 1)
+        arm = arms.open_smoothed(bundle, setting, 20, 0)
         answer = arm.frame(image)
         arm.close()
         arms.check_answer(answer)
         assert isinstance(answer, list) and answer[0].gated
         clock = arms.StageClock()
-        staged = arms.staged_smoothed(bundle, "ort", 20, 1, 0, clock)
+        staged = arms.staged_smoothed(bundle, setting, 20, 0, clock)
         stages = clock.frame(lambda: staged.frame(image))
         staged.close()
         assert {"encoder", "head", "noise", "gate"} < set(stages)

@@ -1,0 +1,114 @@
+"""The verdict on one engine and everything it rests on (docs/bundle-format.md, section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flss_runtime.attacked import RobustComparison
+from flss_runtime.comparison import Comparison
+from flss_runtime.flips import FlipTest, Verdict
+
+STORED = "votes of the trainer's framework in reference.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class EquivalenceReport:
+    """The verdict on one engine, with one precision of the graphs, for one bundle.
+
+    Attributes:
+        engine: Engine that was examined, as `open_engine` knows it.
+        precision: Precision of the graphs that was asked for.
+        facts: What the engine says of itself: library, device, and the precision that each graph really runs in.
+        bundle: The bundle's digest.
+        budget: Rate of changed decisions that is allowed.
+        thresholds: Calibrated min_votes and min_confidence that rejections were counted with, None where there is none.
+        golden: Replay of golden.npz: stored noise, tensors and votes.
+        reference: Replay of reference.npz: votes on many images; None where the bundle has none.
+        data: The same on images of one's own; None where there are none. Where there are, they are what is judged.
+        data_reference: What the engine is compared with on them.
+        adversarial: Robust accuracy on attacked images; None where there are none.
+        other_noise: The engine beside itself under other noise, on up to 300 of the judged images: how often a decision
+            changes from one look at an image to the next; None where no images were compared.
+        notes: What a reader has to know to weigh the verdict.
+    """
+
+    engine: str
+    precision: str
+    facts: Mapping[str, Any]
+    bundle: str
+    budget: float
+    thresholds: tuple[int | None, float | None]
+    golden: Comparison
+    reference: Comparison | None
+    data: Comparison | None = None
+    data_reference: str = ""
+    adversarial: RobustComparison | None = None
+    other_noise: Comparison | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def judged(self) -> Comparison | None:
+        """The images whose changed decisions are held against the budget: one's own, else the reference images."""
+        return self.data or self.reference
+
+    @property
+    def against(self) -> str:
+        """What the decisions on them are compared with."""
+        return self.data_reference if self.data else STORED
+
+    @property
+    def flips(self) -> tuple[FlipTest, ...]:
+        """Each kind of changed decision, judged; empty where no images were compared."""
+        return self.judged.flip_tests(self.budget) if self.judged else ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What exceeds a limit or the budget, in words."""
+        parts = (self.golden, self.reference, self.data, self.adversarial)
+        failures = [failure for part in parts if part is not None for failure in part.failures]
+        return (*failures, *(str(test) for test in self.flips if test.verdict is Verdict.FAILED))
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why a verdict without failure still is none, in words."""
+        if self.judged is None:
+            return ("no images were compared but the golden ones: nothing is known of changed decisions",)
+        return tuple(str(test) for test in self.flips if test.verdict is Verdict.INCONCLUSIVE)
+
+    @property
+    def verdict(self) -> Verdict:
+        """`failed` where there is a failure, `inconclusive` where there is a doubt, else `passed`."""
+        if self.failures:
+            return Verdict.FAILED
+        return Verdict.INCONCLUSIVE if self.doubts else Verdict.PASSED
+
+    @property
+    def passed(self) -> bool:
+        """True iff the verdict is `passed`."""
+        return self.verdict is Verdict.PASSED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict, what it rests on and every comparison as JSON values."""
+        return {
+            "verdict": self.verdict.value,
+            "passed": self.passed,
+            "engine": self.engine,
+            "precision": self.precision,
+            "facts": dict(self.facts),
+            "bundle": self.bundle,
+            "against": self.against,
+            "budget": self.budget,
+            "min_votes": self.thresholds[0],
+            "min_confidence": self.thresholds[1],
+            "flips": [test.to_json() for test in self.flips],
+            "golden": self.golden.to_json(),
+            "reference": self.reference.to_json() if self.reference else None,
+            "data": {**self.data.to_json(), "reference": self.data_reference} if self.data else None,
+            "adversarial": self.adversarial.to_json() if self.adversarial else None,
+            "other_noise": self.other_noise.to_json() if self.other_noise else None,
+            "failures": list(self.failures),
+            "doubts": list(self.doubts),
+            "notes": list(self.notes),
+        }
