@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors", "matplotlib", "scipy"}
+HEAVY = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "scipy"}
+HEAVY |= {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "cuda", "pynvml"}
 COMMAND_LINE = {"typer", "rich", "click"}
 PACKAGES = {
     "flss_edge": ROOT / "flss_edge",
