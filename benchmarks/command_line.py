@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flss_runtime.atomic import atomic_write, refuse_existing
 from flss_runtime.errors import BenchmarkInvalid, EngineUnavailable, FLSSError, UsageError
 
@@ -86,6 +84,8 @@ def require_at_least(options: argparse.Namespace, **least: int) -> None:
 
 def prepare(options: argparse.Namespace) -> None:
     """Refuse what would fail after minutes, an existing result or a missing device, and set the threads if given."""
+    import torch  # here, because benchmarks of the runtime have to do without
+
     refuse_existing(options.output, options.overwrite)
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailable("torch sees no GPU", "Use --device cpu.")

@@ -45,6 +45,13 @@ def test_engines_that_do_not_work_here_are_refused(on_device: ModuleType) -> Non
         on_device.chosen("trt", ["ort"])
 
 
+def test_it_needs_no_torch() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import on_device, engines; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(SCRIPT.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
 @pytest.mark.slow
 def test_a_device_is_measured(calibrated_bundle: Path, labelled_pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "result.json"
