@@ -3,7 +3,8 @@
 usage: python benchmarks/engines.py c10.bundle --data cifar10.npz --threads 1 -o engines.json
 
 Every engine meets every precision. Decisions are compared by the gate of `flss-edge verify`: with torch's stored votes
-on the reference images, and on the data with the float32 graphs on ONNX Runtime, which judge. Times are those of
+on the reference images, and on the data with the float32 graphs on ONNX Runtime, which judge and with --checkpoint are
+compared with torch on the same data (this alone needs torch). Times are those of
 `classify` on one image, all arms in one process, in blocks that visit each arm twice (A, B, C, C, B, A), so that a
 drift of the machine hits all alike; the threads of the arms that wait are idle.
 """
@@ -61,7 +62,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         judge = (engine, precision) == ("ort", BASE)
         images = None if data is None or judge else data.images[: options.limit]
         report = verify_bundle(bundle, engine, precision=precision, threads=options.threads, images=images)
-        rows.append({"engine": engine, "precision": precision, "equivalence": report.to_json()})
+        row = {"engine": engine, "precision": precision, "equivalence": report.to_json()}
+        rows.append(row | {"flips": row["equivalence"]["flips"]})
+        if judge and data is not None and options.checkpoint is not None:
+            rows[-1] |= _against_torch(bundle, data.images[: options.limit], report.budget, options)
     before = Snapshot.take()
     blocks = _blocks(bundle, names, options)
     counters = before.until(Snapshot.take())
@@ -87,6 +91,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "results": {"rows": rows, "head_bytes": bundle.graph("head").stat().st_size},
         "validity": {"flags": flags, "counters": counters},
     }
+
+
+def _against_torch(bundle: Bundle, images: Any, budget: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the judge with torch on the data: (M, H, W, 3) uint8."""
+    from flss_edge.checkpoint import load_checkpoint
+    from flss_export.parity import parity
+
+    found = parity(load_checkpoint(options.checkpoint), bundle, images, threads=options.threads)
+    return {"torch": found.to_json(), "flips": [test.to_json() for test in found.flip_tests(budget)]}
 
 
 def _blocks(bundle: Bundle, names: list[Name], options: argparse.Namespace) -> dict[Name, list[float]]:
@@ -151,7 +164,7 @@ def _summary(result: dict[str, Any]) -> str:
         verdict = row["equivalence"]
         flips = ", ".join(
             f"{test['flips']} {test['kind']} flips of {test['images']} (at most {test['bound']:.2%})"
-            for test in verdict["flips"]
+            for test in row["flips"]
         )
         faster = row.get("times_fp32")
         times = f", {faster['ratio']:.2f} times fp32 {_interval(faster['interval'])}" if faster else ""
@@ -170,6 +183,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, help="images to compare decisions on, beside the reference images")
+    parser.add_argument("--checkpoint", type=Path, help="that the bundle was exported from")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=10_000, help="use at most so many images")
     parser.add_argument("--engines", nargs="+", default=["ort", "openvino"])

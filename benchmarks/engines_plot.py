@@ -50,7 +50,7 @@ def _draw_times(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         spread = place + scatter.uniform(-0.2, 0.2, times.size)
         axes.scatter(spread, times, s=12, color="white", edgecolor="black", lw=0.6, zorder=3)
         faster = row.get("times_fp32")
-        label = f"{row['ms']:.3g} ms" + (f"\n{faster['ratio']:.2f} x fp32" if faster else "")
+        label = f"{row['ms']:.3g} ms" + (f"\n{faster['ratio']:.2f} x as fast" if faster else "")
         axes.annotate(label, (place, times.max()), (0, 5), textcoords="offset points", ha="center", fontsize=9)
     axes.set_xticks(range(len(rows)), [f"{row['engine']}\n{row['precision']}" for row in rows])
     axes.margins(y=0.2)
@@ -61,9 +61,9 @@ def _draw_times(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw_flips(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw the rate of each kind of changed decision with its upper bound, against the budget."""
-    kinds = list(dict.fromkeys(test["kind"] for row in rows for test in row["equivalence"]["flips"]))
+    kinds = list(dict.fromkeys(test["kind"] for row in rows for test in row["flips"]))
     for place, row in enumerate(rows):
-        for test in row["equivalence"]["flips"]:
+        for test in row["flips"]:
             number = kinds.index(test["kind"])
             at = place + 0.22 * (number - (len(kinds) - 1) / 2)
             rate, bound = 100 * test["rate"], 100 * test["bound"]
@@ -73,9 +73,7 @@ def _draw_flips(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     budget = 100 * rows[0]["equivalence"]["budget"]
     axes.axhline(budget, color="black", lw=1, ls="--", label=f"budget {budget:g} %")
     names = [
-        f"{row['engine']}\n{row['precision']}\nn = {test[0]['images']:,}"
-        if (test := row["equivalence"]["flips"])
-        else ""
+        f"{row['engine']}\n{row['precision']}\nn = {test[0]['images']:,}" if (test := row["flips"]) else ""
         for row in rows
     ]
     axes.set_xticks(range(len(rows)), names)
