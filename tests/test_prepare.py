@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from flss_runtime.engine_cache import CACHE_VARIABLE, ENGINE_NAME, EngineCache
-from flss_runtime.engines.cuda import find_device
+from flss_runtime.bundle import load_bundle
+from flss_runtime.bundle_engines import open_bundle_engines
+from flss_runtime.engine_cache import CACHE_VARIABLE, ENGINE_NAME, Built, CacheKey, EngineCache
+from flss_runtime.engines.cuda import Device, find_device
 from flss_runtime.errors import EngineUnavailable
+from flss_runtime.preparation import Prepared, build_for, opens_here, verify_prepared
 
 needs_rtx = pytest.mark.skipif(
     not any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")),
@@ -148,10 +151,49 @@ def test_an_engine_that_builds_nothing_is_opened_and_verified(
     # 64 synthetic images cannot show that fewer than 0.5 % of decisions change.
     assert (done.code, verification["verdict"]) == (1, "inconclusive"), done.err
     assert [row["verdict"] for row in document["results"]["engines"]] == ["inconclusive"] * 2
-    entries = cache.entries()
+    assert "ort builds nothing; it was opened and verified" in done.err
+    assert cache.entries() == [], "no engine was built"
+    entries = cache.judged()
     assert [entry.graph_name for entry in entries] == ["encoder.onnx", "head.onnx"]
     assert all((entry.verdict() or {})["bundle"] == verification["bundle"] for entry in entries)
-    assert {entry.size for entry in entries} == {0}
+    inspected = run("inspect", bundle, "--format", "json")
+    assert [verdict["verdict"] for verdict in json.loads(inspected.out)["results"]["verdicts"]] == ["inconclusive"]
     for option in (("--target", "sm86"), ("--rebuild",)):
         refused = run("prepare", bundle, "--engine", "ort", *option)
         assert (refused.code, "make no sense with --engine ort" in refused.err) == (2, True)
+
+
+def test_auto_is_resolved_to_the_engine_that_it_chooses(tiny_bundle: Path, run: Run, cache: EngineCache) -> None:
+    done = run("prepare", tiny_bundle, "--engine", "auto", "--format", "json")
+    assert done.code == 1, done.err  # inconclusive, as above
+    document = json.loads(done.out)
+    chosen = document["results"]["verification"]["engine"]
+    assert chosen in ("ort", "openvino", "ort:cuda") and document["config"]["engine"] == chosen
+    assert f"{chosen} builds nothing" in done.err
+
+
+def test_another_librarys_verdict_is_not_kept_beside_an_engine(tiny_bundle: Path, cache: EngineCache) -> None:
+    """With TensorRT and TensorRT-RTX installed, one may have built and the other answered."""
+    bundle = load_bundle(tiny_bundle)
+    graph = bundle.graph("encoder", "fp32")
+    key = CacheKey(bundle.manifest["files"][graph.name]["sha256"], "tensorrt_rtx 1.7.1.116", "sm86")
+    built = Prepared("encoder", graph, cache.store(key, graph.name, Built(b"engine", "fp32", 1.0)), True)
+    with pytest.raises(
+        EngineUnavailable, match=r"onnxruntime .* was verified, not the engines built with tensorrt_rtx"
+    ):
+        verify_prepared(bundle, "ort", "fp32", [built])
+    assert built.entry.verdict() is None
+    here = Device("NVIDIA GeForce RTX 3080", "sm86", "13.0")
+    assert opens_here(built, here, "tensorrt_rtx 1.7.1.116")
+    assert not opens_here(built, here, "tensorrt 10.16.0")
+    assert not opens_here(built, Device("NVIDIA GeForce RTX 4090", "sm89", "13.0"), "tensorrt_rtx 1.7.1.116")
+
+
+def test_trt_has_no_int8_whatever_is_installed(tiny_bundle: Path, cache: EngineCache) -> None:
+    bundle = load_bundle(tiny_bundle)
+    with pytest.raises(EngineUnavailable, match="unsigned"):
+        build_for(bundle, "int8", ["sm86"], say=print)
+    with pytest.raises(EngineUnavailable, match="unsigned"):
+        open_bundle_engines(bundle, "trt", precision="int8")
+    with pytest.raises(EngineUnavailable, match="not in int8"):
+        open_bundle_engines(bundle, "ort", precision="int8")

@@ -90,7 +90,7 @@ def _verdicts(bundle: Bundle) -> list[dict[str, Any]]:
         if key.split(".", 1)[0] == "encoder"  # the other graphs' entries hold the same verdicts once more
     }
     try:
-        entries = EngineCache().entries()
+        entries = EngineCache().judged()
     except OutputError:  # no home directory, so nothing was prepared
         return []
     found = [entry.verdict() for entry in entries if entry.key.graph in encoders]

@@ -22,6 +22,7 @@ from flss_runtime.errors import CheckFailed, EngineUnavailable, UsageError
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
+    from flss_runtime.engines.cuda import Device
     from flss_runtime.equivalence_report import EquivalenceReport
     from flss_runtime.preparation import Prepared
 
@@ -58,14 +59,18 @@ def prepare(
 ) -> None:
     """Build a bundle's engines, cache them, and check that they decide as the checkpoint.
 
-    TensorRT takes minutes, TensorRT-RTX seconds; other engines build nothing, but fill their caches. The verdict of the
-    equivalence gate is kept beside each engine and shown by inspect; exit 1 unless it is "passed".
+    TensorRT takes minutes, TensorRT-RTX seconds; other engines build nothing and are verified only. The verdict of
+    the equivalence gate is kept beside each engine and shown by inspect; exit 1 unless it is "passed".
     """
     from flss_runtime.bundle import load_bundle
-    from flss_runtime.engines import parse_engine
+    from flss_runtime.engines import AUTO, parse_engine
 
     check_output(form, output, overwrite)
     loaded = load_bundle(resolve_bundle(bundle))
+    if engine == AUTO:
+        from flss_runtime.engines.auto import choose_engine
+
+        engine = choose_engine(loaded.graph("encoder", precision))
     report: EquivalenceReport | None
     if parse_engine(engine).engine != "trt":
         if target is not None or rebuild:
@@ -113,16 +118,19 @@ def _open_once(
     facts = report.facts
     common = {"library": facts["library"], "target": facts["device"], "state": "opened", "verdict": str(report.verdict)}
     rows = [{"graph": role, "precision": facts["precision"][role], **common} for role in roles(bundle)]
-    return rows, report, f"{engine} builds nothing; it was opened once, so that its caches are filled"
+    return rows, report, f"{engine} builds nothing; it was opened and verified"
 
 
 def _build(
     bundle: Bundle, precision: str, targets: list[str], rebuild: bool
 ) -> tuple[list[dict[str, Cell]], EquivalenceReport | None, str]:
-    from flss_runtime.preparation import build_for, verify_prepared
+    from flss_runtime.engines.libraries import import_library
+    from flss_runtime.engines.trt_build import label
+    from flss_runtime.preparation import build_for, opens_here, verify_prepared
 
     prepared = build_for(bundle, precision, targets, rebuild=rebuild, say=say)
-    here = [part for part in prepared if not targets or part.entry.key.target == _capability()]
+    device, library = _device(), label(import_library("trt"))
+    here = [part for part in prepared if device is not None and opens_here(part, device, library)]
     if here:
         say("verifying: the bundle's images are replayed through the engines")
         report = verify_prepared(bundle, "trt", precision, here)
@@ -131,15 +139,18 @@ def _build(
             report,
             (f"built and verified: {report.verdict}"),
         )
-    missing = f"no {' or '.join(targets)} GPU here" if _capability() else "no GPU here"
+    missing = "no GPU here"
+    if device is not None:
+        fits = device.capability in targets
+        missing = f"engine 'trt' is {library} here" if fits else f"no {' or '.join(targets)} GPU here"
     return [_row(part, NOT_VERIFIED) for part in prepared], None, f"built, not verified: {missing}"
 
 
-def _capability() -> str | None:
+def _device() -> Device | None:
     from flss_runtime.engines.cuda import find_device
 
     try:
-        return find_device().capability
+        return find_device()
     except EngineUnavailable:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from flss_runtime.errors import OutputError
 CACHE_VARIABLE = "FLSS_EDGE_CACHE"
 
 _log = logging.getLogger("flss_runtime")
+_warned: set[Path] = set()
 
 
 def cache_root() -> Path:
@@ -64,6 +66,39 @@ def make_private(folder: Path) -> None:
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
         for place in reversed(missing):  # mkdir(parents=True) would give the parents the usual mode
             place.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_private(*folders: Path) -> None:
+    """Refuse folders that engines must not be loaded from, because anybody could have put code there.
+
+    A folder that its group may write to is said once: whether that is somebody else, the mode does not tell.
+
+    Args:
+        folders: Those that do not exist are fine.
+
+    Raises:
+        OutputError: One belongs to another user, or everybody may write to it.
+    """
+    if os.name != "posix":
+        return
+    for folder in folders:
+        try:
+            found = folder.stat()
+        except OSError:
+            continue
+        if found.st_uid not in (os.geteuid(), 0):
+            raise OutputError(
+                f"the cache {folder} belongs to another user, and an engine from it could run that user's code",
+                f"sudo chown -R {os.geteuid()} {folder}, or set {CACHE_VARIABLE} to a directory of your own",
+            )
+        if found.st_mode & stat.S_IWOTH:
+            raise OutputError(
+                f"everybody may write to the cache {folder}, and an engine from it could run anybody's code",
+                f"delete what you do not know there and chmod go-w {folder}",
+            )
+        if found.st_mode & stat.S_IWGRP and folder not in _warned:
+            _warned.add(folder)
+            _log.warning("its group may put code into the cache %s: chmod go-w %s", folder, folder)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Built engines on this machine's disk: found by what they were built from and for, never half written (ADR 0011).
 
 One folder an engine, named after its key, under `FLSS_EDGE_CACHE` or the user's cache directory: `engine.bin`,
-`key.json` (what it is, for people and for `flss-edge doctor`) and, once it went through the gate, `verdict.json`. What
-libraries cache for themselves lies beside them in folders of their own.
+`key.json` (what it is, for people and for `flss-edge doctor`) and, once it went through the gate, `verdict.json`.
+Verdicts on libraries that build nothing lie in folders of their own, and so does what libraries cache for themselves.
 
 An engine is code: whoever can write the cache directory can run what they like in the process that loads it. So it is
-made for its owner alone.
+made for its owner alone, and engines are not loaded from a directory that is anybody's.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from flss_runtime.cache_files import (
     CACHE_VARIABLE,
     as_output_error,
     cache_root,
+    check_private,
     make_private,
     read_object,
     write_object,
@@ -32,9 +33,8 @@ from flss_runtime.errors import OutputError
 
 __all__ = ["CACHE_VARIABLE", "Built", "CacheKey", "EngineCache", "Entry", "cache_root"]
 
-
 ENGINE_NAME, KEY_NAME, VERDICT_NAME = "engine.bin", "key.json", "verdict.json"
-_ENGINES = "engines"
+_ENGINES, _VERDICTS = "engines", "verdicts"
 _FORMAT = 1
 
 _log = logging.getLogger("flss_runtime")
@@ -85,7 +85,7 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One engine in the cache.
+    """One engine in the cache, or the place of a verdict on a library that builds none.
 
     Attributes:
         folder: Its place.
@@ -93,8 +93,8 @@ class Entry:
         graph_name: File name of the graph, for people.
         precision: As in `Built`.
         seconds: As in `Built`.
-        size: Bytes of engine.bin.
-        sha256: Of engine.bin.
+        size: Bytes of engine.bin; 0 without an engine.
+        sha256: Of engine.bin; "" without an engine.
     """
 
     folder: Path
@@ -117,7 +117,8 @@ class Entry:
 
     def verdict(self) -> dict[str, Any] | None:
         """Return what the gate said of this engine, None where it was not asked or the answer is not readable."""
-        return read_object(self.folder / VERDICT_NAME)
+        verdict = read_object(self.folder / VERDICT_NAME)
+        return verdict if verdict is not None and verdict.get("engine_sha256") == self.sha256 else None
 
     def store_verdict(self, verdict: Mapping[str, Any]) -> None:
         """Keep what the gate said of this engine.
@@ -148,12 +149,24 @@ class EngineCache:
 
     def entries(self) -> list[Entry]:
         """Return every engine that can be read, in the order of their graphs' names and targets."""
-        try:
-            folders = list((self.root / _ENGINES).iterdir())
-        except OSError:  # nothing was stored yet, or it is not ours to read
-            return []
-        found = [entry for folder in folders if (entry := _read_entry(folder)) is not None]
-        return sorted(found, key=lambda entry: (entry.graph_name, str(entry.key), entry.key.digest))
+        return _read_entries(self.root / _ENGINES)
+
+    def judged(self) -> list[Entry]:
+        """Return everything that has a verdict, with an engine or without, in the same order."""
+        entries = [*self.entries(), *_read_entries(self.root / _VERDICTS)]
+        return sorted((entry for entry in entries if entry.verdict() is not None), key=_order)
+
+    def store_bare(self, key: CacheKey, graph_name: str, precision: str) -> Entry:
+        """Make an entry without an engine, to keep a verdict in; it is none of `entries`.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        folder = self.root / _VERDICTS / key.digest
+        make_private(folder)
+        entry = Entry(folder, key, graph_name, precision, 0.0, 0, "")
+        _write_entry(entry)
+        return entry
 
     def reserve(self, key: CacheKey) -> None:
         """Make the folder of an engine, to learn before a long build that it could not be stored.
@@ -180,8 +193,7 @@ class EngineCache:
                 (folder / name).unlink(missing_ok=True)
         with atomic_write(folder / ENGINE_NAME) as temporary:
             temporary.write_bytes(built.content)
-        values = {name: value for name, value in asdict(entry).items() if name != "folder"}
-        write_object(folder / KEY_NAME, {"format": _FORMAT, **values})
+        _write_entry(entry)
         return entry
 
     def obtain(
@@ -207,7 +219,11 @@ class EngineCache:
 
         Returns:
             The engine.
+
+        Raises:
+            OutputError: Others could have put their code into the cache.
         """
+        check_private(self.root, self.root / _ENGINES, self.folder(key))
         before = self.entry(key)
         if not rebuild and before is not None and (stored := before.load()) is not None:
             return stored
@@ -227,7 +243,9 @@ class EngineCache:
         if before is not None:
             reason = "building again, as asked" if rebuild else "the stored file is damaged: rebuilding"
             return f"engine for {graph_name}: {reason}, {_about(before.seconds)}"
+        library = key.library.partition(" ")[0]  # another library's engine and time say nothing about this one
         others = [entry for entry in self.entries() if entry.key.graph == key.graph]
+        others = [entry for entry in others if entry.key.library.partition(" ")[0] == library]
         if not others:
             return f"engine for {graph_name}: none for {key} yet, building it"
         nearest = max(others, key=lambda entry: (entry.key.target == key.target, entry.key.library == key.library))
@@ -250,6 +268,23 @@ class EngineCache:
 
 def _about(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds >= 1 else "about a second"
+
+
+def _order(entry: Entry) -> tuple[str, str, str]:
+    return entry.graph_name, str(entry.key), entry.key.digest
+
+
+def _write_entry(entry: Entry) -> None:
+    values = {name: value for name, value in asdict(entry).items() if name != "folder"}
+    write_object(entry.folder / KEY_NAME, {"format": _FORMAT, **values})
+
+
+def _read_entries(parent: Path) -> list[Entry]:
+    try:
+        folders = list(parent.iterdir())
+    except OSError:  # nothing was stored yet, or it is not ours to read
+        return []
+    return sorted((entry for folder in folders if (entry := _read_entry(folder)) is not None), key=_order)
 
 
 def _read_entry(folder: Path) -> Entry | None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flss_runtime import machine
 from flss_runtime.bundle import Bundle
-from flss_runtime.engine_cache import Built, CacheKey, EngineCache, Entry
-from flss_runtime.engines.cuda import find_device
+from flss_runtime.bundle_engines import refuse_precision
+from flss_runtime.engine_cache import CacheKey, EngineCache, Entry
+from flss_runtime.engines.cuda import Device, find_device
 from flss_runtime.engines.trt import import_tensorrt
 from flss_runtime.engines.trt_build import Target, build_engine, cache_key, label, parse_target
 from flss_runtime.equivalence import verify_bundle
 from flss_runtime.equivalence_report import EquivalenceReport
-from flss_runtime.errors import EngineUnavailable, OutputError
+from flss_runtime.errors import EngineUnavailable, GraphNotSupported, OutputError
 from flss_runtime.integrity import sha256_file
 
 Say = Callable[[str], None]
@@ -65,6 +65,7 @@ def build_for(
         UsageError: There is no such target.
         OutputError: The cache cannot be written.
     """
+    refuse_precision("trt", precision)
     library = import_tensorrt(rtx=bool(targets))
     if targets:
         wanted = [parse_target(library, text) for text in targets]
@@ -102,15 +103,32 @@ def verify_prepared(
         strict: As for `open_engine`.
 
     Raises:
+        EngineUnavailable: Another library answered than the one that the engines were built with.
         FLSSError: As `verify_bundle`; and an OutputError where the verdict cannot be kept.
     """
-    started = time.perf_counter()
     report = verify_bundle(bundle, engine, precision=precision, strict=strict)
-    seconds = time.perf_counter() - started
-    entries = [part.entry for part in prepared] or _bare_entries(bundle, precision, report, seconds)
+    entries = [part.entry for part in prepared] or _bare_entries(bundle, report)
+    for entry in entries:
+        if entry.key.library != report.facts["library"]:
+            raise EngineUnavailable(
+                f"{report.facts['library']} was verified, not the engines built with {entry.key.library}",
+                "leave one of the two libraries installed, and prepare again",
+            )
     for entry in entries:
         entry.store_verdict(report.to_json())
     return report
+
+
+def opens_here(prepared: Prepared, device: Device, library: str) -> bool:
+    """Tell whether engine "trt" takes an engine on this machine.
+
+    Args:
+        prepared: What was built, perhaps for another GPU, or with TensorRT-RTX beside TensorRT.
+        device: This machine's GPU.
+        library: Name and version of what "trt" runs on here.
+    """
+    key = prepared.entry.key
+    return key.target.partition(" ")[0] == device.capability and key.library == library
 
 
 def roles(bundle: Bundle) -> tuple[str, ...]:
@@ -125,7 +143,7 @@ def _with_head(
         return build(role, bundle.graph(role, precision), target)
     try:
         return build(role, bundle.graph(role), target)
-    except EngineUnavailable:
+    except GraphNotSupported:
         if precision != "fp16" or precision not in bundle.precisions(role):
             raise
         narrow = bundle.graph(role, precision)
@@ -133,16 +151,15 @@ def _with_head(
         return build(role, narrow, target)
 
 
-def _bare_entries(bundle: Bundle, precision: str, report: EquivalenceReport, seconds: float) -> list[Entry]:
-    """Make entries without an engine, to keep a verdict in."""
+def _bare_entries(bundle: Bundle, report: EquivalenceReport) -> list[Entry]:
     cache, facts = EngineCache(), report.facts
     where = f"{facts['device']}, {machine.cpu_model() or 'unknown processor'}"
     precisions: Mapping[str, str] = facts["precision"]
     entries = []
     for role in roles(bundle):
-        graph = bundle.graph(role, "fp32" if role == "head" else precision)
+        graph = bundle.graph(role, facts["graphs"][role])
         key = CacheKey(sha256_file(graph), facts["library"], where, profile=f"{facts['engine']}, nothing to build")
-        entries.append(cache.store(key, graph.name, Built(b"", precisions[role], seconds)))
+        entries.append(cache.store_bare(key, graph.name, precisions[role]))
     return entries
 
 

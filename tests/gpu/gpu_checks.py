@@ -11,77 +11,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_case import Case, head_entry, private_cache, same_votes
+from gpu_timing import measure_latency
 
-from flss_runtime.bundle import Bundle, load_bundle
-from flss_runtime.classifier import SmoothedClassifier
-from flss_runtime.decision import SmoothingPolicy
-from flss_runtime.engine_cache import CACHE_VARIABLE, EngineCache
+from flss_runtime.bundle import load_bundle
+from flss_runtime.engine_cache import EngineCache
 from flss_runtime.engines import cuda, open_engine
+from flss_runtime.engines.trt import import_tensorrt
 from flss_runtime.engines.trt_pair import TrtPair
 from flss_runtime.environment import describe_environment
 from flss_runtime.equivalence import verify_bundle
 from flss_runtime.errors import EngineUnavailable, InferenceError
-from flss_runtime.noise import NoiseSource, SeededNoise
-from flss_runtime.opening import open_classifier
+from flss_runtime.noise import SeededNoise
 
 BATCHES, SAMPLES = (1, 2, 7, 128), (1, 100, 256)
 OTHER_ENGINES = ("ort:cuda", "ort:tensorrt", "ort:tensorrt-rtx")
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Case:
-    """What every check gets."""
-
-    bundle: Bundle
-    precision: str
-
-    @property
-    def tolerance(self) -> float:
-        """Largest difference of logits between two ways through the same graphs, relative to the largest logit."""
-        return 1e-4 if self.precision == "fp32" else 2e-2
-
-    @contextmanager
-    def opened(self, num_samples: int = 100, noise: NoiseSource | None = None) -> Iterator[SmoothedClassifier]:
-        gate = 0.0 if self.bundle.has_gate else None
-        policy = SmoothingPolicy(num_samples, self.bundle.noise_scale, 0, gate)
-        options: dict[str, Any] = {"policy": policy, "noise": noise or SeededNoise(3)}
-        with open_classifier(self.bundle, "trt", precision=self.precision, **options) as classifier:
-            yield classifier
-
-    def images(self, count: int, seed: int = 0) -> Any:
-        size = self.bundle.input.height, self.bundle.input.width
-        return np.random.default_rng(seed).random((count, 3, *size), np.float32)
-
-    def graph_by_graph(self, classifier: SmoothedClassifier, images: Any, noise: Any, scale: float) -> Any:
-        """Run encoder and head as two engines, with everything through the host between them."""
-        latent = classifier.encoder.run({"images": images})
-        return classifier.head.run({**latent, "noise": noise, "noise_scale": np.array([scale], np.float32)})
-
-
-def same_votes(found: Any, expected: Any, tolerance: float) -> float:
-    """Require logits to agree, and choices wherever the two best classes are not within the tolerance of each other."""
-    scale = max(1.0, float(np.abs(expected["logits"]).max()))
-    difference = float(np.abs(found["logits"] - expected["logits"]).max()) / scale
-    assert difference <= tolerance, f"logits differ by {difference:.2e} of their scale, allowed {tolerance:.0e}"
-    best = np.sort(expected["logits"], axis=2)
-    clear = best[..., -1] - best[..., -2] > 2 * tolerance * scale
-    changed = (found["choices"] != expected["choices"]) & clear
-    assert not changed.any(), f"{changed.sum()} clear choices changed"
-    return difference
 
 
 def check_verdict(case: Case) -> str:
@@ -174,6 +127,14 @@ def check_refusals(case: Case) -> str:
                 continue
             raise AssertionError(f"took {[(name, value.shape) for name, value in tensors.items()]}")
         assert encoder.run({"images": good})["mean"].shape == (1, case.bundle.latent_dim)
+        latent, noise = case.bundle.latent_dim, np.zeros((1, 5, case.bundle.latent_dim), np.float32)
+        unequal = {"mean": np.zeros((2, latent), np.float32), "std": np.zeros((3, latent), np.float32)}
+        try:
+            classifier.head.run({**unequal, "noise": noise, "noise_scale": np.ones(1, np.float32)})
+        except InferenceError:
+            pass
+        else:
+            raise AssertionError("took 2 means and 3 standard deviations")
     try:
         encoder.run({"images": good})
     except InferenceError:
@@ -182,19 +143,22 @@ def check_refusals(case: Case) -> str:
 
 
 def check_cache(case: Case) -> str:
-    """The second start builds nothing and is faster; a damaged engine is rebuilt."""
+    """The second start builds nothing and is faster; a damaged engine is rebuilt, and damaged timings do not matter."""
     cache = EngineCache()
+    with case.opened():
+        pass
     stamps = {entry.folder: entry.sha256 for entry in cache.entries()}
     started = time.perf_counter()
     with case.opened() as classifier:
         classifier.vote(case.images(1))
     warm = time.perf_counter() - started
     assert {entry.folder: entry.sha256 for entry in cache.entries()} == stamps, "something was built again"
-    graph = case.bundle.graph("head")
-    entry = next(entry for entry in cache.entries() if entry.graph_name == graph.name)
+    entry = head_entry(case.bundle, import_tensorrt(), cuda.find_device(), cache)
+    for timings in cache.root.glob("timings/*"):
+        timings.write_bytes(b"no timings")
     content = (entry.folder / "engine.bin").read_bytes()
     (entry.folder / "engine.bin").write_bytes(content[: len(content) // 2])
-    with open_engine(graph, "trt"):
+    with open_engine(case.bundle.path / entry.graph_name, "trt"):
         pass
     repaired = cache.entry(entry.key)
     assert repaired is not None and repaired.load() is not None
@@ -207,7 +171,7 @@ def check_memory(case: Case) -> str:
     for _ in range(5):
         with case.opened() as classifier:
             classifier.vote(case.images(2))
-        left.append(cuda.runtime().cudaMemGetInfo()[1] / MIB)
+        left.append(cuda.runtime().cudaMemGetInfo()[1] / 2**20)
     lost = left[1] - left[-1]
     assert lost < 32, f"{lost:.0f} MiB lost in three rounds"
     return f"{lost:.1f} MiB lost in three rounds"
@@ -252,34 +216,10 @@ def check_other_engines(case: Case) -> str:
     return "; ".join(found)
 
 
-def check_latency(case: Case) -> str:
-    """No limit, only figures: one frame with 100 samples as one graph, as two, and the encoder alone."""
-
-    def median_us(run: Callable[[], Any], rounds: int = 300) -> float:
-        times = []
-        for _ in range(rounds + 50):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-        return float(np.median(times[50:])) * 1e6
-
-    with case.opened() as classifier:
-        pair, images = classifier._pair, case.images(1)
-        assert pair is not None
-        noise = SeededNoise(1).take(1, 100, case.bundle.latent_dim)
-        figures = {
-            "pair, N=100": median_us(lambda: pair.sample(images, classifier.noise, 100, 2.0)),
-            "pair, N=1": median_us(lambda: pair.sample(images, classifier.noise, 1, 2.0)),
-            "two graphs, N=100": median_us(lambda: case.graph_by_graph(classifier, images, noise, 2.0)),
-            "encoder alone": median_us(lambda: classifier.encoder.run({"images": images})),
-            "classify": median_us(lambda: classifier.classify(images[0])),
-        }
-    return ", ".join(f"{name} {value:.0f} us" for name, value in figures.items())
-
-
 CHECKS: dict[str, Callable[[Case], str]] = {
     name.removeprefix("check_"): check for name, check in dict(globals()).items() if name.startswith("check_")
 }
+CHECKS["latency"] = measure_latency  # last, because the GPU is warm then
 
 
 def main() -> int:
@@ -292,8 +232,7 @@ def main() -> int:
     arguments = parser.parse_args()
     case, results = Case(load_bundle(arguments.bundle), arguments.precision), []
     print(f"{cuda.find_device()}, precision {case.precision}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault(CACHE_VARIABLE, folder)
+    with private_cache():
         for name in arguments.only or CHECKS:
             started, status = time.perf_counter(), "passed"
             try:

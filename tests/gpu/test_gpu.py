@@ -2,47 +2,82 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flss_runtime.bundle import load_bundle
-from flss_runtime.engine_cache import CACHE_VARIABLE
-from flss_runtime.engines.cuda import find_device
+from flss_runtime.engines.cuda import Device, find_device
 from flss_runtime.engines.trt import import_tensorrt
+from flss_runtime.engines.trt_build import is_rtx, label
 from flss_runtime.errors import EngineUnavailable
 
-pytestmark = pytest.mark.gpu
+needs_gpu = pytest.mark.gpu
 
-
-def _load_checks() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_checks", Path(__file__).with_name("gpu_checks.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-checks = _load_checks()
+with pytest.MonkeyPatch.context() as patch:  # the checks are a script, whose neighbours are found beside it
+    patch.syspath_prepend(Path(__file__).parent)
+    checks: Any = importlib.import_module("gpu_checks")
 
 
 @pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from flss_edge.cli import main
+
+    checkpoint: Path = request.getfixturevalue("tiny_checkpoint")
+    path = tmp_path_factory.mktemp("gpu") / "tiny.bundle"
+    assert main(["export", str(checkpoint), "-o", str(path), "--precision", "fp32,fp16"]) == 0
+    return load_bundle(path)
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def case(request: pytest.FixtureRequest) -> Any:
     try:
-        find_device()
-        import_tensorrt()
+        device, library = find_device(), import_tensorrt()
     except EngineUnavailable as error:
         pytest.skip(str(error))
-    tiny_bundle: Path = request.getfixturevalue("tiny_bundle")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-        yield checks.Case(load_bundle(tiny_bundle), "fp32")
+    if (device.capability, is_rtx(library), request.param) == ("sm75", True, "fp32"):
+        pytest.skip(f"{label(library)} has no float32 matrix products for Turing")
+    with checks.private_cache():
+        yield checks.Case(request.getfixturevalue("bundle"), request.param)
 
 
+@needs_gpu
 @pytest.mark.parametrize("name", checks.CHECKS)
 def test_on_the_gpu(case: Any, name: str) -> None:
     print(checks.CHECKS[name](case))
+
+
+def test_the_users_cache_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flss_runtime.engine_cache import CACHE_VARIABLE, cache_root
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    with checks.private_cache() as cache:
+        assert cache.root == cache_root() != tmp_path
+        (cache.root / "file").touch()
+    assert cache_root() == tmp_path
+    assert not cache.root.exists()
+    monkeypatch.delenv(CACHE_VARIABLE)
+    with checks.private_cache() as cache:
+        assert cache.root == cache_root()
+    assert cache_root() != cache.root
+
+
+def test_the_engine_that_is_damaged_is_this_machines(tiny_bundle: Path, tmp_path: Path) -> None:
+    from flss_runtime.engine_cache import Built, EngineCache
+    from flss_runtime.engines.trt_build import Target, cache_key
+
+    try:
+        library = import_tensorrt()
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    bundle, cache, device = load_bundle(tiny_bundle), EngineCache(tmp_path), Device("GPU", "sm86", "13.0")
+    head = bundle.graph("head")
+    keys = [cache_key(library, head, Target(name, Device("GPU", name, "13.0"))) for name in ("sm80", "sm86", "sm89")]
+    for key in keys[::2]:
+        cache.store(key, head.name, Built(b"another machine's", "fp32", 1.0))
+    with pytest.raises(AssertionError, match="no engine of the head"):
+        checks.head_entry(bundle, library, device, cache)
+    stored = cache.store(keys[1], head.name, Built(b"this one's", "fp32", 1.0))
+    assert checks.head_entry(bundle, library, device, cache) == stored

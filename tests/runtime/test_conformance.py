@@ -1,7 +1,4 @@
-"""What every engine has to do, run over every engine that is present; `test_is_present` lists those that are absent.
-
-The graphs are real and small enough to be computed in NumPy.
-"""
+"""What every engine has to do, over real graphs that NumPy can compute; `test_is_present` lists the absent ones."""
 
 from __future__ import annotations
 
@@ -80,8 +77,7 @@ def load(name: str) -> Iterator[Open]:
 
 
 def images_of(tiny: TinyModel, batch: int, seed: int = 0) -> dict[str, Any]:
-    shape = (batch, 3, tiny.spec.height, tiny.spec.width)
-    return {"images": np.random.default_rng(seed).random(shape, np.float32)}
+    return {"images": np.random.default_rng(seed).random((batch, 3, tiny.spec.height, tiny.spec.width), np.float32)}
 
 
 def latents_of(tiny: TinyModel, batch: int, num_samples: int, noise_batch: int | None = None) -> dict[str, Any]:
@@ -270,8 +266,7 @@ def test_float32_is_computed_in_float32(load: Open, tiny: TinyModel, tmp_path: P
     save_convolution(tmp_path / "convolution.onnx")
     for graph in (tiny.encoder, tiny.head, tmp_path / "convolution.onnx"):
         engine = load(graph)
-        assert engine.precision() in ("fp32", "unknown")
-        assert engine.precision() == "fp32" or engine.name.startswith("ort:tensorrt")
+        assert engine.precision() in (("fp32", "unknown") if engine.name.startswith("ort:tensorrt") else ("fp32",))
     images = images_of(tiny, 2)["images"]
     found = engine.run({"images": images})["sums"]
     # 3 x 8 x 8 products a sum: half precision is off by 1e-2, TF32 by 1e-3.
@@ -279,7 +274,12 @@ def test_float32_is_computed_in_float32(load: Open, tiny: TinyModel, tmp_path: P
 
 
 def test_int8_is_read_back(load: Open, tiny: TinyModel, tmp_path: Path, name: str) -> None:
-    engine = load(save_int8(tmp_path / "encoder.onnx", tiny))
+    graph = save_int8(tmp_path / "encoder.onnx", tiny)
+    if name == "trt":  # the graph is unsigned, as processors want it
+        with pytest.raises(EngineUnavailable, match="unsigned 8 bits"):
+            load(graph)
+        return
+    engine = load(graph)
     assert engine.precision() == "int8" or name not in ON_CPU
     tensors = images_of(tiny, 7)
     np.testing.assert_allclose(engine.run(tensors)["mean"], tiny.encode(tensors["images"])[0], atol=0.2)

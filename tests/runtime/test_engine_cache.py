@@ -3,30 +3,25 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flss_runtime.cache_files import read_blob, write_blob
 from flss_runtime.engine_cache import (
-    CACHE_VARIABLE,
     ENGINE_NAME,
     KEY_NAME,
+    VERDICT_NAME,
     Built,
     CacheKey,
     EngineCache,
-    cache_root,
 )
-from flss_runtime.errors import OutputError
 
 KEY = CacheKey("a" * 64, "tensorrt 10.3.0", "sm86 (NVIDIA GeForce RTX 3080)", "CUDA 12.6", "1 and many")
 BUILT = Built(b"engine" * 1000, "fp32", 42.4)
@@ -121,6 +116,34 @@ def test_a_verdict_goes_with_its_engine(cache: EngineCache) -> None:
     assert (verdict["verdict"], verdict["engine_sha256"]) == ("passed", entry.sha256)
     rebuilt = cache.store(KEY, "encoder.onnx", replace(BUILT, content=b"new"))
     assert rebuilt.verdict() is None, "nobody verified the new one"
+
+
+def test_a_verdict_on_another_engine_is_not_believed(cache: EngineCache) -> None:
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    entry.store_verdict({"verdict": "passed"})
+    of_it = (entry.folder / VERDICT_NAME).read_text()
+    rebuilt = cache.store(KEY, "encoder.onnx", replace(BUILT, content=b"new"))
+    (entry.folder / VERDICT_NAME).write_text(of_it)  # by a process that verified the engine before
+    assert rebuilt.verdict() is None
+    assert cache.judged() == []
+
+
+def test_a_verdict_without_an_engine_is_no_engine(cache: EngineCache) -> None:
+    bare = cache.store_bare(replace(KEY, library="onnxruntime 1.32.0"), "encoder.onnx", "fp32")
+    assert cache.judged() == [], "nothing was said yet"
+    bare.store_verdict({"verdict": "passed"})
+    assert cache.entries() == []
+    engine = cache.store(KEY, "encoder.onnx", BUILT)
+    engine.store_verdict({"verdict": "failed"})
+    assert [(entry.verdict() or {})["verdict"] for entry in cache.judged()] == ["passed", "failed"]
+
+
+def test_only_the_same_library_tells_how_long_a_build_takes(cache: EngineCache) -> None:
+    for library in ("onnxruntime 1.32.0", "tensorrt_rtx 1.7.1"):
+        cache.store(replace(KEY, library=library), "encoder.onnx", BUILT)
+    lines: list[str] = []
+    cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lines.append)
+    assert lines == [f"engine for encoder.onnx: none for {KEY} yet, building it"]
 
 
 def test_rebuilding_when_asked(cache: EngineCache) -> None:
@@ -219,105 +242,6 @@ def test_whoever_reads_while_it_is_written_sees_all_or_nothing(cache: EngineCach
     stop.set()
     reader.join()
     assert torn == []
-
-
-@contextmanager
-def no_room(size: int) -> Iterator[None]:
-    """Let no file grow past `size` bytes: the write fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_costs_the_cache_and_not_the_engine(cache: EngineCache) -> None:
-    lines: list[str] = []
-    with no_room(2000):
-        with pytest.raises(OutputError, match="cannot write"):
-            cache.store(KEY, "encoder.onnx", BUILT)
-        assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lines.append) == BUILT
-    assert len(lines) == 2
-    assert "cannot be kept, so it will be built again next time" in lines[1]
-    assert cache.entry(KEY) is None
-    assert not list(cache.folder(KEY).glob(".tmp-*")), "half an engine must not fill the disk further"
-    cache.store(KEY, "encoder.onnx", BUILT)
-    with no_room(2000), pytest.raises(OutputError):  # the old engine is intact, or there is none: never half of one
-        cache.store(KEY, "encoder.onnx", replace(BUILT, content=b"new" * 1000))
-    entry = cache.entry(KEY)
-    assert entry is None or entry.load() == BUILT
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Be somebody whom permissions bind, also where the tests run as root."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
-def test_a_read_only_cache_is_read_and_not_written(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/tmp"):
-            folder.chmod(0o755)
-    cache = EngineCache(tmp_path / "cache")
-    entry = cache.store(KEY, "encoder.onnx", BUILT)
-    for folder in (cache.root, entry.folder.parent, entry.folder):
-        folder.chmod(0o555)
-    lines: list[str] = []
-    new = replace(KEY, library="tensorrt 11.4.0")
-    try:
-        with unprivileged():
-            assert cache.obtain(KEY, "encoder.onnx", never) == BUILT
-            assert cache.obtain(new, "encoder.onnx", lambda: BUILT, say=lines.append) == BUILT
-            with pytest.raises(OutputError, match="cannot write to the cache") as caught:
-                cache.reserve(new)
-            assert CACHE_VARIABLE in caught.value.fix
-            with pytest.raises(OutputError):
-                entry.store_verdict({"verdict": "passed"})
-    finally:
-        for folder in (cache.root, entry.folder.parent, entry.folder):
-            folder.chmod(0o755)
-    assert "rebuilding" in lines[0]
-    assert "cannot be kept" in lines[1]
-    assert len(lines) == 2
-
-
-def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    cache = EngineCache(tmp_path / "file" / "cache")
-    assert cache.entries() == []
-    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
-    with pytest.raises(OutputError):
-        cache.store(KEY, "encoder.onnx", BUILT)
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "named"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_root() == tmp_path / "named"
-    monkeypatch.delenv(CACHE_VARIABLE)
-    assert cache_root() == tmp_path / "xdg" / "flss-edge"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_root() == tmp_path / ".cache" / "flss-edge"
-
-
-@pytest.mark.parametrize("place", ["sub/timing.bin", "timing.bin"])
-def test_what_libraries_keep_is_optional(tmp_path: Path, place: str) -> None:
-    assert read_blob(tmp_path / place) == b""
-    write_blob(tmp_path / place, b"123")
-    assert read_blob(tmp_path / place) == b"123"
-    (tmp_path / "file").touch()
-    write_blob(tmp_path / "file" / "timing.bin", b"123")
 
 
 def test_builds_are_announced_on_the_log(

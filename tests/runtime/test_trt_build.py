@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from flss_runtime.engines.trt import import_tensorrt
 from flss_runtime.engines.trt_build import (
     MAX_SAMPLES,
     Target,
+    _build_error,
     build_engine,
     cache_key,
     is_rtx,
@@ -23,7 +25,14 @@ from flss_runtime.engines.trt_build import (
     logger,
     parse_target,
 )
-from flss_runtime.errors import BundleError, EngineUnavailable, FLSSError, InferenceError, UsageError
+from flss_runtime.errors import (
+    BundleError,
+    EngineUnavailable,
+    FLSSError,
+    GraphNotSupported,
+    InferenceError,
+    UsageError,
+)
 
 from .conftest import INT64, save, tensor
 
@@ -177,6 +186,22 @@ def test_an_operator_that_is_missing_is_named(tmp_path: Path, cache: EngineCache
     save(path, "odd", nodes, [tensor("x", ["B", 4, 4])], [tensor("y", shape[:1])], {})
     with pytest.raises(EngineUnavailable, match=r"has no way to run odd\.onnx: Det"):
         build_engine(RTX, path, Target("sm86"), cache)
+
+
+@pytest.mark.parametrize(
+    ("said", "about_the_graph"),
+    [
+        ("[l2tc.cpp] FP32 GEMM is not supported on this CUDA device", True),
+        ("Could not find any implementation for node conv_1", True),
+        ("Error Code 2: OutOfMemory (Requested size was 8589934592 bytes.)", False),
+        ("Error Code 1: Cuda Runtime (out of memory)", False),
+    ],
+)
+def test_a_machine_that_fails_says_nothing_about_the_graph(said: str, about_the_graph: bool) -> None:
+    """Only the former lets the float16 head take the float32 one's place."""
+    error = _build_error(import_tensorrt(rtx=True), Path("head.onnx"), Target("sm75"), deque([said]))
+    assert isinstance(error, GraphNotSupported) == about_the_graph and error.exit_code == 6
+    assert ("fp32,fp16" in error.fix) == ("GEMM" in said)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff" * 100])

@@ -17,6 +17,7 @@ import re
 import zipfile
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,7 +61,7 @@ HOLDS = {
 _OTHERS: tuple[Any, ...] = (
     *(str, bytes, dict, list, set, tuple, int, float, slice, deque, Path, logging.Logger, ModuleType, BaseException),
     *(np, npt, np.ndarray, re, re.Match, importlib, logging, builtins, object),
-    importlib.import_module("time"),
+    *(importlib.import_module("time"), ExitStack),
 )
 
 

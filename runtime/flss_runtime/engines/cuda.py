@@ -39,12 +39,12 @@ def runtime() -> Any:
     """Import CUDA's runtime bindings.
 
     Raises:
-        EngineUnavailable: They are not installed, or are older than 12.6.
+        EngineUnavailable: They are not installed, or are older than 12.6.1, the first of this name.
     """
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except (ImportError, OSError) as error:
-        problem = f"engine 'trt' needs cuda-python 12.6 or later, which cannot be imported ({error})"
+        problem = f"engine 'trt' needs cuda-python 12.6.1 or later, which cannot be imported ({error})"
         raise EngineUnavailable(problem, _INSTALL) from error
 
 
@@ -167,7 +167,9 @@ class Stream:
         try:
             yield graph
         except BaseException:
-            cuda.cudaStreamEndCapture(self._stream)  # else the stream stays in capture mode
+            status, broken = cuda.cudaStreamEndCapture(self._stream)  # else the stream stays in capture mode
+            if not status:
+                cuda.cudaGraphDestroy(broken)
             raise
         recorded = check(cuda.cudaStreamEndCapture(self._stream))
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -20,7 +22,7 @@ from flss_runtime.engine_cache import EngineCache
 from flss_runtime.engines import Engine, Tensors, TensorSpec, check_tensors
 from flss_runtime.engines.cuda import DeviceBuffer, Stream, find_device
 from flss_runtime.engines.trt_build import Target, build_engine, cache_key, label
-from flss_runtime.engines.trt_plan import Context, Plan
+from flss_runtime.engines.trt_plan import Context, ForeignEngine, Plan, Shape
 from flss_runtime.errors import EngineUnavailable, InferenceError
 
 # The first one present. TensorRT-RTX is called by its second name where it comes from the package index.
@@ -54,6 +56,16 @@ def import_tensorrt(*, rtx: bool = False) -> ModuleType:
     )
 
 
+@dataclass(slots=True)
+class _Ready:
+    """A context and what it was last told, which it need not be told again for every frame."""
+
+    context: Context
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    outputs: dict[str, Shape] = field(default_factory=dict)
+    addresses: dict[str, int] = field(default_factory=dict)
+
+
 class TrtEngine:
     """One graph in one TensorRT engine; use `open_engine` to get one.
 
@@ -67,7 +79,9 @@ class TrtEngine:
 
     Raises:
         BundleError: The file is missing or no ONNX graph.
-        EngineUnavailable: There is no GPU, or the library cannot build this graph for it.
+        EngineUnavailable: There is no GPU, or the library cannot build this graph for it, or not load the engine.
+        InferenceError: The GPU has no memory for it.
+        OutputError: Others could have put their code into the cache.
     """
 
     name = "trt"
@@ -78,18 +92,22 @@ class TrtEngine:
         cache, target = cache or EngineCache(), Target(device.capability, device)
         key = cache_key(library, graph, target)
         obtain = partial(cache.obtain, key, graph.name, lambda: build_engine(library, graph, target, cache))
-        self._stream = Stream()  # before the rest: it makes the CUDA context
-        built = obtain()
-        try:
-            self.plan = Plan(library, built.content, cache.folder(key) / _COMPILED_NAME)
-        except EngineUnavailable as error:
-            _log.warning("engine for %s: %s", graph.name, error.problem)
-            built = obtain(rebuild=True)
-            self.plan = Plan(library, built.content, cache.folder(key) / _COMPILED_NAME)
+        compiled = cache.folder(key) / _COMPILED_NAME
+        with ExitStack() as undo:
+            self._stream = Stream()  # before the rest: it makes the CUDA context
+            undo.callback(self._stream.close)
+            built = obtain()
+            try:
+                self.plan = Plan(library, built.content, compiled)
+            except ForeignEngine as error:
+                _log.warning("engine for %s: %s", graph.name, error.problem)
+                built = obtain(rebuild=True)
+                self.plan = Plan(library, built.content, compiled)
+            undo.pop_all()
         self.inputs: Mapping[str, TensorSpec] = self.plan.inputs
         self.outputs: Mapping[str, TensorSpec] = self.plan.outputs
         self._precision = built.precision
-        self._contexts: dict[int, Context] = {}
+        self._contexts: dict[int, _Ready] = {}
         self._memory: dict[str, DeviceBuffer] = {}
         self._closed = False
 
@@ -108,19 +126,17 @@ class TrtEngine:
             raise InferenceError("the engine is closed", "open a new one with open_engine()")
         check_tensors(self.inputs, tensors, self.library)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        profile = self.plan.profile_for(shapes)
-        context = self._contexts.get(profile)
-        if context is None:
-            context = self._contexts[profile] = Context(self.plan, profile, self._stream)
-        results = {
-            name: np.empty(shape, self.outputs[name].dtype) for name, shape in context.set_shapes(shapes).items()
-        }
+        ready = self._prepare(shapes)
+        results = {name: np.empty(shape, self.outputs[name].dtype) for name, shape in ready.outputs.items()}
         kept = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         for name, array in {**kept, **results}.items():
-            context.set_address(name, self._reserve(name, array.nbytes))
+            address = self._reserve(name, array.nbytes)
+            if ready.addresses.get(name) != address:
+                ready.context.set_address(name, address)
+                ready.addresses[name] = address
         for name, array in kept.items():
             self._stream.copy_in(self._memory[name].address, array.ctypes.data, array.nbytes)
-        context.enqueue()
+        ready.context.enqueue()
         for name, array in results.items():
             self._stream.copy_out(array.ctypes.data, self._memory[name].address, array.nbytes)
         self._stream.wait()
@@ -154,11 +170,23 @@ class TrtEngine:
     ) -> None:
         self.close()
 
+    def _prepare(self, shapes: dict[str, Shape]) -> _Ready:
+        """Return the context for inputs of these shapes, which it knows by then."""
+        profile = self.plan.profile_for(shapes)
+        ready = self._contexts.get(profile)
+        if ready is None:
+            ready = self._contexts[profile] = _Ready(Context(self.plan, profile, self._stream))
+        if ready.shapes != shapes:
+            ready.shapes = {}  # where it fails half way, the next run says everything anew
+            ready.outputs = ready.context.set_shapes(shapes)
+            ready.shapes = shapes
+        return ready
+
     def _reserve(self, name: str, size: int) -> int:
         """Return memory for a tensor that holds at least `size` bytes; it grows and never shrinks."""
         buffer = self._memory.get(name)
         if buffer is None or buffer.size < size:
             if buffer is not None:
-                buffer.close()
+                self._memory.pop(name).close()  # gone even where the larger one cannot be had
             buffer = self._memory[name] = DeviceBuffer(size)
         return buffer.address

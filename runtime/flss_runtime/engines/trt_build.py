@@ -25,7 +25,7 @@ from flss_runtime.cache_files import read_blob, write_blob
 from flss_runtime.engine_cache import Built, CacheKey, EngineCache
 from flss_runtime.engines.cuda import Device
 from flss_runtime.engines.precision import narrowest
-from flss_runtime.errors import BundleError, EngineUnavailable, UsageError
+from flss_runtime.errors import BundleError, EngineUnavailable, GraphNotSupported, UsageError
 from flss_runtime.integrity import sha256_file
 
 MAX_SAMPLES = 1024
@@ -134,12 +134,12 @@ def build_engine(library: ModuleType, graph: Path, target: Target, cache: Engine
         config.add_optimization_profile(profile)
     timings = None if is_rtx(library) else _timings(library, target, cache)
     if timings is not None:
-        config.set_timing_cache(config.create_timing_cache(read_blob(timings)), False)
+        load_timings(config, read_blob(timings))
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise _build_error(library, graph, target, messages.errors)
-    if timings is not None:
-        write_blob(timings, bytes(config.get_timing_cache().serialize()))
+    if timings is not None and (content := read_timings(config)):
+        write_blob(timings, content)
     return Built(bytes(serialized), _precision(library, network), time.perf_counter() - started)
 
 
@@ -229,18 +229,34 @@ def _refuse_unsigned(library: ModuleType, graph: Path, warnings: deque[str]) -> 
         )
 
 
+def load_timings(config: Any, content: bytes) -> None:
+    """Give the builder the timings of earlier builds; what it does not take, it measures again."""
+    for blob in (content, b""):
+        timings = config.create_timing_cache(blob)
+        if timings is not None and config.set_timing_cache(timings, False):
+            return
+    _log.debug("the builder takes no timings, not even none")
+
+
+def read_timings(config: Any) -> bytes:
+    """Return the timings after a build, b"" where the builder has none."""
+    timings = config.get_timing_cache()
+    content = None if timings is None else timings.serialize()
+    return b"" if content is None else bytes(content)
+
+
 def _timings(library: ModuleType, target: Target, cache: EngineCache) -> Path:
     model = "" if target.device is None else target.device.name
     return cache.root / "timings" / (re.sub(r"[^\w.-]+", "-", f"{label(library)}-{target.capability}-{model}") + ".bin")
 
 
-def _parse_error(library: ModuleType, graph: Path, parser: Any) -> BundleError | EngineUnavailable:
+def _parse_error(library: ModuleType, graph: Path, parser: Any) -> BundleError | GraphNotSupported:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     told = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:2]]
     text = "; ".join(" ".join(line.split()).lstrip(": ") for line in told) or "it is empty"
     if not errors or errors[0].code() == library.ErrorCode.MODEL_DESERIALIZE_FAILED:
         return BundleError(f"{label(library)} cannot load {graph}: {text}", "export the bundle again")
-    return EngineUnavailable(
+    return GraphNotSupported(
         f"{label(library)} has no way to run {graph.name}: {text}", "choose another --precision, or another --engine"
     )
 
@@ -253,4 +269,7 @@ def _build_error(library: ModuleType, graph: Path, target: Target, errors: deque
         if turing
         else "choose another --precision, another --engine, or update the library"
     )
-    return EngineUnavailable(f"{label(library)} cannot build {graph.name} for {target.capability}: {text}", fix)
+    # Without memory or a working GPU no graph can be built: that says nothing about this one.
+    machine = not turing and re.search(r"out ?of ?memory|cuda (error|failure)", text, re.IGNORECASE)
+    kind = EngineUnavailable if machine else GraphNotSupported
+    return kind(f"{label(library)} cannot build {graph.name} for {target.capability}: {text}", fix)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from flss_runtime.noise_place import BankPlace
 _ALIGNMENT = 256  # bytes, what TensorRT asks of every address
 _SHAPES_KEPT = 4  # single images, a data set's batches and its last, smaller one; and one to spare
 _FLOAT = np.dtype(np.float32).itemsize
+# Larger copies of pageable memory may still be reading it when the call returns, and a batch's next image rewrites it.
+_STAGED = 64 * 1024
 
 _log = logging.getLogger("flss_runtime")
 
@@ -75,8 +78,11 @@ class TrtPair:
         if len(self._runs) >= _SHAPES_KEPT:
             self._runs.pop(next(iter(self._runs))).close()  # the one that came first
         run = _Run(self._encoder, self._head, self._stream, images, size[1])
+        with ExitStack() as undo:
+            undo.callback(run.close)
+            run.capture()
+            undo.pop_all()
         self._runs[size] = run
-        run.capture()
         for plan in (self._encoder, self._head):
             plan.keep_compiled()
         return run
@@ -97,14 +103,22 @@ class _Run:
         given, self._in = _layout([_bytes(images, _FLOAT), _FLOAT])
         between, middle = _layout([_bytes(latent["mean"], _FLOAT)] * 2 + [_bytes(self.noise_shape, _FLOAT)])
         taken, self._out = _layout([_bytes(votes["logits"], _FLOAT), _bytes(votes["choices"], 8)])
-        self._host_in, self._host_out = PinnedBuffer(self._in), PinnedBuffer(self._out)
-        self._device_in, self._device_out = DeviceBuffer(self._in), DeviceBuffer(self._out)
-        self._device_middle = DeviceBuffer(middle)
-        self.noise = self._device_middle.address + between[2]
+        with ExitStack() as memory:
+            self._host_in = memory.enter_context(closing(PinnedBuffer(self._in)))
+            self._host_out = memory.enter_context(closing(PinnedBuffer(self._out)))
+            self._device_in = memory.enter_context(closing(DeviceBuffer(self._in)))
+            self._device_out = memory.enter_context(closing(DeviceBuffer(self._out)))
+            self._device_middle = memory.enter_context(closing(DeviceBuffer(middle)))
+            self._place(given, between, taken)
+            self._memory = memory.pop_all()
         self.images = self._host_in.view(given[0], images, "float32")
         self.scale = self._host_in.view(given[1], (1,), "float32")
         self.logits = self._host_out.view(taken[0], votes["logits"], "float32")
         self.choices = self._host_out.view(taken[1], votes["choices"], "int64")
+
+    def _place(self, given: list[int], between: list[int], taken: list[int]) -> None:
+        """Tell both contexts where their tensors are."""
+        self.noise = self._device_middle.address + between[2]
         self._encoder.set_address("images", self._device_in.address + given[0])
         for context in (self._encoder, self._head):
             context.set_address("mean", self._device_middle.address + between[0])
@@ -142,8 +156,7 @@ class _Run:
             self.graph.close()
         del self._encoder, self._head
         del self.images, self.scale, self.logits, self.choices  # views of what is freed now
-        for buffer in (self._host_in, self._host_out, self._device_in, self._device_middle, self._device_out):
-            buffer.close()
+        self._memory.close()
 
 
 class _DeviceBank:
@@ -182,6 +195,8 @@ class _DeviceBank:
         for part in place.changes_since(self._seen):
             start, size = part.start * _FLOAT, (part.stop - part.start) * _FLOAT
             self._stream.copy_in(self._memory.address + start, source + start, size)
+            if size > _STAGED:
+                self._stream.wait()
         self._seen = place
         return self._memory.address
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,17 @@ from flss_runtime.engines.trt_build import MANY, ONE, is_rtx, label, logger
 from flss_runtime.errors import EngineUnavailable, InferenceError
 
 Shape = tuple[int, ...]
+# What both libraries say of an engine of another version or platform. They have no error code for it.
+_FOREIGN = re.compile(r"please rebuild|version tag|incompatible|not compatible|\bserialization\b", re.IGNORECASE)
+
+
+class ForeignEngine(EngineUnavailable):
+    """The engine was built by another version or for another platform: a new one would load."""
+
+
+def is_foreign(messages: Iterable[str]) -> bool:
+    """Tell from a library's errors whether it refused an engine for what it is, not for want of memory or a GPU."""
+    return any(_FOREIGN.search(message) for message in messages)
 
 
 class Plan:
@@ -29,7 +41,9 @@ class Plan:
         compiled: File that TensorRT-RTX's compiled kernels are kept in between starts.
 
     Raises:
-        EngineUnavailable: This library on this GPU does not take the engine.
+        ForeignEngine: The engine is of another version or for another platform.
+        EngineUnavailable: It cannot be loaded for another reason, such as memory.
+        InferenceError: The GPU has no memory for its layers.
     """
 
     def __init__(self, library: ModuleType, content: bytes, compiled: Path) -> None:
@@ -39,10 +53,12 @@ class Plan:
         self._runtime: Any = library.Runtime(messages)
         self.engine: Any = self._runtime.deserialize_cuda_engine(content)
         if self.engine is None:
-            reason = messages.errors[-1] if messages.errors else "it does not say why"
-            raise EngineUnavailable(
-                f"{label(library)} does not load the engine: {reason}", "flss-edge prepare --engine trt --rebuild"
-            )
+            # The first error is the cause, those behind it say that it failed.
+            problem = f"{label(library)} does not load the engine: {next(iter(messages.errors), 'it does not say why')}"
+            if is_foreign(messages.errors):
+                raise ForeignEngine(problem, "flss-edge prepare --engine trt --rebuild")
+            fix = "check nvidia-smi for memory and errors; if it stays: flss-edge prepare --engine trt --rebuild"
+            raise EngineUnavailable(problem, fix)
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         modes = {name: self.engine.get_tensor_mode(name) for name in names}
         self.inputs = {name: self._spec(name) for name in names if modes[name] == library.TensorIOMode.INPUT}
@@ -95,7 +111,8 @@ class Plan:
         """Write the kernels that TensorRT-RTX compiled, so that the next start does not have to."""
         if self._cache is None:
             return
-        content = bytes(self._cache.serialize())
+        serialized = self._cache.serialize()
+        content = b"" if serialized is None else bytes(serialized)
         if content and content != self._kept:
             write_blob(self._compiled, content)
             self._kept = content
@@ -138,7 +155,12 @@ class Context:
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, tuple(shape)):
                 raise refused(label(self._plan.library), f"{name} cannot be {list(shape)}", self._plan.inputs)
-        if self._context.infer_shapes():
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:  # each shape is fine, but not with the others
+            given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            raise self._failure(f"the shapes do not fit each other: {given}") from error
+        if missing:
             raise self._failure("an input has no shape")
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self._plan.outputs}
 
