@@ -5,6 +5,7 @@
 For a Jetson, a workstation with an old GPU, or any other machine, to be sent in. It needs flss-edge with its engines,
 and no torch; without a bundle it exports the checkpoint of this repository, and that needs torch. Every engine that
 works here meets every precision of the bundle: prepare (TensorRT only), verify, bench. Failures are part of it.
+That checkpoint is measured in fp32 and fp16: the images beside it are too few for int8. Name a bundle to have it.
 
 The file names the board, the versions and the clocks, and no host, user or folder.
 """
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "models/cifar10-w8.pt"
 IMAGES = ROOT / "examples/cifar10/test"
 PRECISIONS = ("fp32", "fp16", "int8")
+SHIPPED_PRECISIONS = ("fp32", "fp16")
 SCHEMA_VERSION = 1
 MINUTES = {"quick": 1, "standard": 5}  # about what one engine takes in one precision
 COLUMNS = (
@@ -117,7 +119,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def export_shipped(folder: Path) -> Path:
     """Export the checkpoint of this repository; its sample images are too few to find int8's ranges on."""
     bundle = folder / "cifar10-w8.bundle"
-    say("no bundle was named: exporting this repository's checkpoint")
+    say(f"no bundle was named: exporting this repository's checkpoint in {' and '.join(SHIPPED_PRECISIONS)}")
     arguments = [
         "export",
         str(CHECKPOINT),
@@ -126,7 +128,7 @@ def export_shipped(folder: Path) -> Path:
         "--data",
         str(IMAGES),
         "--precision",
-        ",".join(PRECISIONS),
+        ",".join(SHIPPED_PRECISIONS),
     ]
     done = flss_edge(arguments, Scrubber(ROOT, None), as_json=False)
     if done["exit"]:
@@ -171,7 +173,8 @@ def try_one(engine: str, precision: str, bundle: Path, options: argparse.Namespa
     run["verify"] = flss_edge(judge, scrub)
     if options.data is not None and (engine, precision) != ("ort", "fp32"):  # which the others are compared with
         run["verify_data"] = flss_edge([*judge, "--data", str(options.data)], scrub)
-    run["bench"] = flss_edge(["bench", *common, "--profile", options.profile, "--allow-invalid"], scrub)
+    timed = ["bench", *common, "--no-strict", "--profile", options.profile, "--allow-invalid"]
+    run["bench"] = flss_edge(timed, scrub)
     for step in run.values():
         if isinstance(step, dict):
             step.pop("environment", None)  # the device's stands once, above

@@ -53,6 +53,13 @@ def test_it_needs_no_torch() -> None:
 
 
 @pytest.mark.slow
+def test_without_a_bundle_the_shipped_checkpoint_is_exported(on_device: ModuleType, tmp_path: Path) -> None:
+    bundle = on_device.load_bundle(on_device.export_shipped(tmp_path))
+    assert tuple(on_device.precisions_of(bundle)) == on_device.SHIPPED_PRECISIONS == ("fp32", "fp16")
+    assert "too few for int8" in on_device.__doc__
+
+
+@pytest.mark.slow
 def test_a_device_is_measured(calibrated_bundle: Path, labelled_pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     options = ["--engines", "openvino", "--precisions", "fp32", "--profile", "quick", "--data", str(labelled_pictures)]

@@ -67,3 +67,22 @@ def test_calibrate_predict_and_bench_take_it(
     measured = json.loads(run("bench", bundle, "--precision", "int8", *options).out)
     assert measured["config"]["precision"] == "int8"
     assert measured["config"]["engine_facts"]["precision"] == {"encoder": "int8", "head": "fp32"}
+
+
+def test_calibrate_and_bench_refuse_another_precision_than_asked_for(
+    run: Runner, exported: Path, labelled_pictures: Path, tmp_path: Path
+) -> None:
+    """ONNX Runtime computes fp16 graphs in float32 on the CPU."""
+    bundle = tmp_path / "own.bundle"
+    shutil.copytree(exported, bundle)
+    calibrate = ("calibrate", bundle, "--data", labelled_pictures, "--split", "test", "--budget", "0.3")
+    options = ("--profile", "quick", "--allow-invalid", "-n", "5", "--threads", "1", "--format", "json")
+    for command in (calibrate, ("bench", bundle, *options)):
+        refused = run(*command, "--precision", "fp16")
+        assert refused.code == 6 and "runs the fp16 graph of the encoder in fp32" in refused.err
+        assert "--no-strict" in refused.err
+    assert load_bundle(bundle).calibrations == load_bundle(exported).calibrations
+    done = run(*calibrate, "--precision", "fp16", "--no-strict", "--format", "json")
+    assert done.code == 0 and any("no gain here" in note for note in json.loads(done.out)["notes"])
+    timed = run("bench", bundle, *options, "--precision", "fp16", "--no-strict")
+    assert timed.code == 0 and any("no gain here" in note for note in json.loads(timed.out)["notes"])

@@ -48,6 +48,7 @@ def parity(
     engine: str = "ort",
     precision: str = "fp32",
     threads: int | None = None,
+    strict: bool = True,
     real: bool = True,
 ) -> Comparison:
     """Compare a checkpoint in torch with its exported graphs in an engine.
@@ -64,6 +65,7 @@ def parity(
         engine: As for `open_engine`.
         precision: Of the bundle's graphs but the head, which stays in float32.
         threads: Of the encoder.
+        strict: As for `open_engine`.
         real: Whether the images are real ones.
 
     Returns:
@@ -96,7 +98,7 @@ def parity(
     if ("gate" in graphs) != (plain is not None):
         problem = "a gate's checkpoint was given, but the graphs have no gate" if plain else "the graphs have a gate"
         raise UsageError(problem, "Give the gate's checkpoint with a cascade, and with nothing else.")
-    options: dict[str, Any] = {"gate": plain, "engine": engine, "threads": threads}
+    options: dict[str, Any] = {"gate": plain, "engine": engine, "threads": threads, "strict": strict}
     reference, candidate = replay(network, {precision: graphs}, images, seed, policy, **options)[precision]
     return compare(reference, candidate, **thresholds, name="torch", real=real, limits=limits_for(precision))
 
@@ -111,6 +113,7 @@ def replay(
     gate: Classifier | None = None,
     engine: str = "ort",
     threads: int | None = None,
+    strict: bool = True,
 ) -> dict[str, tuple[Outputs, Outputs]]:
     """Run the same images and noise through torch and through sets of graphs in an engine, in chunks.
 
@@ -123,6 +126,7 @@ def replay(
         gate: In torch.
         engine: As for `open_engine`.
         threads: Of everything but the head.
+        strict: As for `open_engine`.
 
     Returns:
         Of each candidate, what torch and what the engine made of them: votes (M, K) of all images; of each tensor only
@@ -144,7 +148,9 @@ def replay(
     with ExitStack() as stack:
         engines = {
             name: {
-                role: stack.enter_context(open_engine(path, engine, threads=1 if role == "head" else threads))
+                role: stack.enter_context(
+                    open_engine(path, engine, threads=1 if role == "head" else threads, strict=strict)
+                )
                 for role, path in graphs.items()
             }
             for name, graphs in candidates.items()

@@ -15,6 +15,7 @@ from flss_edge.cli.options import (
     OverwriteOption,
     PrecisionOption,
     SeedOption,
+    StrictOption,
     ThreadsOption,
     resolve_bundle,
 )
@@ -44,6 +45,7 @@ def bench(
     engine: EngineOption = "ort",
     precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
+    strict: StrictOption = True,
     num_samples: NumSamplesOption = None,
     profile: Annotated[
         str, typer.Option("--profile", help="quick (a first look) or standard (for publication).")
@@ -78,6 +80,7 @@ def bench(
             engine,
             precision=precision,
             threads=threads,
+            strict=strict,
             num_samples=(1, samples),
             profile=profile,
             seed=seed,
@@ -116,11 +119,15 @@ def parse_percent(text: str) -> float:
 
 
 def _notes(result: BenchResult) -> list[str]:
+    from flss_runtime.precision_check import check_precision
+
     stages = result.results["stages_ms"] or {}
     notes = [
         f"stages of {arm}, median ms: " + ", ".join(f"{stage} {value:.3f}" for stage, value in times.items())
         for arm, times in stages.items()
     ]
+    checked = check_precision(result.config["engine_facts"], result.config["precision"], strict=False)
+    notes += [*checked.notes, *checked.doubts]
     if result.config["images"]["real"] is not True:
         notes.append("the bundle's images are not known to be real: export with --data to time real ones")
     return notes

@@ -72,6 +72,7 @@ def calibrate(
     from flss_runtime.decision import SmoothingPolicy
     from flss_runtime.noise import SeededNoise
     from flss_runtime.opening import open_classifier
+    from flss_runtime.precision_check import check_precision
 
     check_output(form, output, overwrite)
     loaded = load_bundle(resolve_bundle(bundle))
@@ -83,7 +84,9 @@ def calibrate(
     options: dict[str, Any] = {"policy": policy, "noise": SeededNoise(seed), "threads": threads, "strict": strict}
     with progress() as report, open_classifier(loaded, engine, precision=precision, **options) as classifier:
         report(f"voting on {len(found)} images", 0.0)
-        provenance = Provenance(found.source, found.sha256, _engine_in_words(classifier.engine_facts()), seed)
+        facts = classifier.engine_facts()
+        checked = check_precision(facts, precision, strict=strict)
+        provenance = Provenance(found.source, found.sha256, _engine_in_words(facts), seed)
         entry = calibrate_policy(classifier, found.images, found.labels, budget, provenance)
     stored = store_calibration(loaded, entry)
     gate = {"min_confidence": entry["gate"]["min_confidence"]} if loaded.has_gate else {}
@@ -93,7 +96,7 @@ def calibrate(
         rows=[{**entry, **gate}],
         artifact={"bundle": str(stored.path), "digest": stored.digest},
         config={"engine": engine, "precision": precision, "split": split, "seed": seed},
-        notes=entry["notes"],
+        notes=[*entry["notes"], *checked.notes, *checked.doubts],
     )
     emit(document, form, output, overwrite)
     if gate:

@@ -49,7 +49,7 @@ StrictOption: TypeAlias = Annotated[
     bool,
     typer.Option(
         "--strict/--no-strict",
-        help="Whether a device that is missing is an error, or the CPU takes over with a warning.",
+        help="Whether a missing device or another precision is an error, or a warning (and the CPU takes over).",
     ),
 ]
 ThreadsOption: TypeAlias = Annotated[

@@ -75,7 +75,7 @@ def verify(
 
     check_output(form, output, overwrite)
     loaded = load_bundle(resolve_bundle(bundle))
-    request = _Request(loaded, data, limit, checkpoint, gate, engine, precision, threads)
+    request = _Request(loaded, data, limit, checkpoint, gate, engine, precision, threads, strict)
     request.check()
     images, saved = request.images(), None if adversarial is None else _Saved.read(loaded, adversarial)
     with progress() as report_progress:
@@ -110,6 +110,7 @@ class _Request:
     engine: str
     precision: str
     threads: int | None
+    strict: bool
 
     def check(self) -> None:
         """Refuse options that make no sense together, before anything is run."""
@@ -144,7 +145,8 @@ class _Request:
         assert self.checkpoint is not None
         plain = None if self.gate is None else load_checkpoint(self.gate)
         options: dict[str, Any] = {"engine": self.engine, "precision": self.precision, "threads": self.threads}
-        return parity(load_checkpoint(self.checkpoint), self.bundle, images, gate=plain, **options)
+        options |= {"gate": plain, "strict": self.strict}
+        return parity(load_checkpoint(self.checkpoint), self.bundle, images, **options)
 
     def config(self, report: EquivalenceReport, images: ImageSet | None) -> dict[str, Any]:
         known = {} if images is None else {"data": images.source, "data_sha256": images.sha256}

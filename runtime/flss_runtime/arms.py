@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flss_runtime.arrays import read_golden, read_reference
 from flss_runtime.bundle import Bundle
-from flss_runtime.bundle_engines import open_bundle_engines
+from flss_runtime.bundle_engines import BundleEngines, open_bundle_engines
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import SmoothingPolicy, Status
 from flss_runtime.engines import Engine, Tensors, TensorSpec, open_engine
@@ -51,11 +51,12 @@ def smoothed_name(num_samples: int) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all arms have in common: engine, precision of the network, and threads of everything but the head."""
+    """What all arms have in common: engine, precision of the network, threads of all but the head, and strictness."""
 
     engine: str
     precision: str
     threads: int | None
+    strict: bool = True
 
 
 def open_deterministic(bundle: Bundle, setting: Setting) -> Arm:
@@ -76,7 +77,8 @@ def deterministic_frame(graph: Engine, spec: InputSpec) -> Callable[[NDArray[np.
 
 
 def _open_baseline(bundle: Bundle, setting: Setting) -> Engine:
-    return open_engine(bundle.graph(DETERMINISTIC, setting.precision), setting.engine, threads=setting.threads)
+    graph = bundle.graph(DETERMINISTIC, setting.precision)
+    return open_engine(graph, setting.engine, threads=setting.threads, strict=setting.strict)
 
 
 def open_smoothed_classifier(bundle: Bundle, setting: Setting, num_samples: int, seed: int) -> SmoothedClassifier:
@@ -89,6 +91,7 @@ def open_smoothed_classifier(bundle: Bundle, setting: Setting, num_samples: int,
         policy=_accept_all(bundle, num_samples),
         noise=SeededNoise(seed),
         threads=setting.threads,
+        strict=setting.strict,
     )
 
 
@@ -256,9 +259,22 @@ def staged_deterministic(bundle: Bundle, setting: Setting, clock: StageClock) ->
     return Arm(DETERMINISTIC, None, deterministic_frame(graph, bundle.input), graph.close)
 
 
-def staged_smoothed(bundle: Bundle, setting: Setting, num_samples: int, seed: int, clock: StageClock) -> Arm:
-    """Open a classifier whose engines and noise are timed, otherwise wired as `open_classifier` does."""
-    engines = open_bundle_engines(bundle, setting.engine, precision=setting.precision, threads=setting.threads)
+def runs_as_pair(engines: BundleEngines) -> bool:
+    """Tell whether a frame takes encoder and head as one; a cascade's never does, because it needs the mean between."""
+    return engines.gate is None and hasattr(engines.encoder, "join")
+
+
+def staged_smoothed(bundle: Bundle, setting: Setting, num_samples: int, seed: int, clock: StageClock) -> Arm | None:
+    """Open a classifier whose engines and noise are timed, otherwise wired as `open_classifier` does.
+
+    Returns:
+        The arm; None where encoder and head run as one, because then there are no stages between them to be timed.
+    """
+    options: dict[str, Any] = {"precision": setting.precision, "threads": setting.threads, "strict": setting.strict}
+    engines = open_bundle_engines(bundle, setting.engine, **options)
+    if runs_as_pair(engines):
+        engines.close()
+        return None
     classifier = SmoothedClassifier(
         TimedEngine(engines.encoder, "encoder", clock),
         TimedEngine(engines.head, "head", clock),

@@ -25,6 +25,7 @@ from flss_runtime.arms import Arm, ImagePool
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.errors import FLSSError
 from flss_runtime.machine import Snapshot, peak_rss_mib
+from flss_runtime.precision_check import check_precision
 
 RESULT, TIMES, ERROR, SPEC = "result.json", "times.npz", "error.json", "spec.json"
 _STABLE_WINDOWS, _STABLE_WITHIN = 3, 0.10
@@ -162,7 +163,7 @@ def stage_table(
     """Split a frame of the baseline and of the largest sample count into stages, in a run of its own.
 
     Returns:
-        Arm name -> stage -> median milliseconds.
+        Arm name -> stage -> median milliseconds; without the samples' arm where its frame cannot be split.
     """
     setting, seed = _setting(spec), spec["seed"]
     table: dict[str, dict[str, float]] = {}
@@ -173,6 +174,8 @@ def stage_table(
             if num_samples is None
             else arms.staged_smoothed(bundle, setting, num_samples, seed, clock)
         )
+        if arm is None:
+            continue
         try:
             rows = []
             for index in range(frames + frames // 4):
@@ -199,7 +202,10 @@ def cold_start(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     since_start_s = time.time() - spec["spawned_at"] - (ready - opened)
     memory = peak_rss_mib()
     arms.check_answer(answer)
-    facts = classifier.engine_facts() if spec["process"] == 0 else None  # reading the precision back may take a while
+    facts = None
+    if spec["process"] == 0:  # reading the precision back may take a while
+        facts = classifier.engine_facts()
+        check_precision(facts, spec["precision"], strict=spec["strict"])
     classifier.close()
     return {
         "process_start_to_first_decision_ms": since_start_s * 1e3,
@@ -252,7 +258,7 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _setting(spec: dict[str, Any]) -> arms.Setting:
-    return arms.Setting(spec["engine"], spec["precision"], spec["threads"])
+    return arms.Setting(spec["engine"], spec["precision"], spec["threads"], spec["strict"])
 
 
 def _reporter(steps: int) -> Callable[[str], None]:

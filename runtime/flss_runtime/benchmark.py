@@ -100,6 +100,7 @@ def run_benchmark(
     *,
     precision: str = "fp32",
     threads: int | None = None,
+    strict: bool = True,
     num_samples: Sequence[int] = (1, 100),
     profile: str | Profile = "quick",
     seed: int = 0,
@@ -114,6 +115,7 @@ def run_benchmark(
         engine: as for `open_engine`; "auto" measures the encoder.
         precision: of the network and of the baseline, as for `open_classifier`.
         threads: of the encoder and of the baseline; None takes the physical cores this process may use.
+        strict: whether a missing device, or another precision than asked for, is an error.
         num_samples: one arm for each.
         profile: "quick" (about 20 s, not for publication), "standard" (about 4 minutes: 30 blocks of visits of at least
             one second in 3 process starts), or your own.
@@ -127,7 +129,8 @@ def run_benchmark(
     Raises:
         UsageError: unknown profile or engine, or a bad number of samples or threads.
         BundleError: the bundle cannot be verified, or has no deterministic graph.
-        EngineUnavailable: the engine's library is absent, or the bundle has no graphs in this precision.
+        EngineUnavailable: the engine's library is absent, or the bundle has no graphs in this precision; or they run in
+            another one, and `strict` is set.
         InferenceError: a process start failed.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
@@ -139,6 +142,7 @@ def run_benchmark(
         "engine": choose_engine(opened.graph("encoder", precision), threads=threads) if engine == AUTO else engine,
         "precision": precision,
         "threads": threads if threads is not None else physical_cores(),
+        "strict": strict,
         "num_samples": _sample_counts(num_samples),
         "seed": seed,
         "profile": asdict(_profile(profile)),

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from flss_runtime.bundle import Bundle
 from flss_runtime.engines import AUTO, Engine, open_engine
-from flss_runtime.errors import EngineUnavailable
+from flss_runtime.errors import EngineUnavailable, GraphNotSupported
 
 _log = logging.getLogger("flss_runtime")
 
 
 @dataclass(frozen=True, slots=True)
 class BundleEngines:
-    """The engines that decide: images -> mean, std -> classes, and a cascade's gate."""
+    """The engines that decide: images -> mean, std -> classes, and a cascade's gate.
+
+    Attributes:
+        graphs: Role -> precision of the graph that was opened, which is not always what was asked for: see the head.
+    """
 
     encoder: Engine
     head: Engine
     gate: Engine | None
+    graphs: Mapping[str, str]
 
     def close(self) -> None:
         """Close them all."""
@@ -48,6 +54,7 @@ def open_bundle_engines(
         EngineUnavailable: The engine or its device is absent, or the bundle has no graph in this precision.
         UsageError: There is no such engine or precision.
     """
+    refuse_precision(engine, precision)
     graph = bundle.graph("encoder", precision)
     if engine == AUTO:
         from flss_runtime.engines.auto import choose_engine
@@ -56,20 +63,38 @@ def open_bundle_engines(
     options: dict[str, Any] = {"threads": threads, "strict": strict}
     with ExitStack() as opened:
         encoder = opened.enter_context(open_engine(graph, engine, **options))
-        head = opened.enter_context(_open_head(bundle, engine, precision, strict))
+        head, head_precision = _open_head(bundle, engine, precision, strict)
+        opened.enter_context(head)
+        graphs = {"encoder": precision, "head": head_precision}
         gate = None
         if bundle.has_gate:
             gate = opened.enter_context(open_engine(bundle.graph("gate", precision), engine, **options))
+            graphs["gate"] = precision
         opened.pop_all()  # whoever asked for them closes them from here on
-    return BundleEngines(encoder, head, gate)
+    return BundleEngines(encoder, head, gate, graphs)
 
 
-def _open_head(bundle: Bundle, engine: str, precision: str, strict: bool) -> Engine:
+def refuse_precision(engine: str, precision: str) -> None:
+    """Refuse what an engine would load and compute wrongly.
+
+    Raises:
+        EngineUnavailable: TensorRT was asked for int8: a bundle's int8 is unsigned, as processors want it, and its
+            parser reads that as signed.
+    """
+    if engine in ("trt", "ort:tensorrt", "ort:tensorrt-rtx") and precision == "int8":
+        raise EngineUnavailable(
+            f"engine {engine!r} has no int8: a bundle's int8 graphs are unsigned, and TensorRT would read them as signed",
+            "that is int8 for CPUs: take --precision fp16 here, or --engine ort or openvino",
+        )
+
+
+def _open_head(bundle: Bundle, engine: str, precision: str, strict: bool) -> tuple[Engine, str]:
+    """Open the float32 head, or the narrow one where the engine is here and cannot run that, and say which."""
     try:
-        return open_engine(bundle.graph("head"), engine, threads=1, strict=strict)
-    except EngineUnavailable as error:
+        return open_engine(bundle.graph("head"), engine, threads=1, strict=strict), "fp32"
+    except GraphNotSupported as error:
         if precision != "fp16" or precision not in bundle.precisions("head"):
             raise
         half = open_engine(bundle.graph("head", precision), engine, threads=1, strict=strict)
         _log.warning("the head runs in %s, because it cannot in fp32: %s", precision, error.problem)
-        return half
+        return half, precision

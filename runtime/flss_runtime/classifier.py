@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -39,6 +39,7 @@ class SmoothedClassifier:
         input: What the encoder takes.
         class_names: Names of the K classes.
         gate: Graph images (B, 3, H, W) -> logits (B, K); it goes with a policy that has a `min_confidence`.
+        graphs: Role -> precision of its graph, which `engine_facts` repeats; None where nobody knows.
 
     Raises:
         BundleError: The graphs are not such a pair, or not such a gate.
@@ -54,6 +55,8 @@ class SmoothedClassifier:
         input: InputSpec,
         class_names: Sequence[str],
         gate: Engine | None = None,
+        *,
+        graphs: Mapping[str, str] | None = None,
     ) -> None:
         check_pair(encoder, head, len(class_names))
         check_policy(policy, gate is not None)
@@ -62,6 +65,7 @@ class SmoothedClassifier:
         self.encoder = encoder
         self.head = head
         self.gate = gate
+        self._graphs = graphs
         self._pair = join(encoder, head)
         self.noise = noise
         self.policy = policy
@@ -186,17 +190,20 @@ class SmoothedClassifier:
         """Read back what the graphs run on; as dear as `Engine.precision`, once for each graph.
 
         Returns:
-            "engine", "library" and "device" of the encoder, and "precision": role -> what its graph computes in.
+            "engine", "library" and "device" of the encoder, and "precision": role -> what its graph computes in;
+            where it is known "graphs": role -> precision of the graph that was opened.
 
         Raises:
             EngineUnavailable: An engine runs elsewhere than on its device, or nothing could be read back.
         """
         graphs = {"encoder": self.encoder, "head": self.head, "gate": self.gate}
+        opened = {} if self._graphs is None else {"graphs": dict(self._graphs)}
         return {
             "engine": self.encoder.name,
             "library": self.encoder.library,
             "device": self.encoder.device,
             "precision": {role: graph.precision() for role, graph in graphs.items() if graph is not None},
+            **opened,
         }
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -152,7 +153,6 @@ def _describe_cache() -> dict[str, Any]:
     except OutputError as error:
         return {"root": None, "writable": False, "bytes": 0, "engines": [], "problem": error.problem}
     nearest = next((folder for folder in (cache.root, *cache.root.parents) if folder.exists()), cache.root)
-    files = [file for file in cache.root.rglob("*") if file.is_file()]
     engines = [
         {
             "graph": entry.graph_name,
@@ -167,13 +167,24 @@ def _describe_cache() -> dict[str, Any]:
     return {
         "root": _below_home(cache.root),
         "writable": os.access(nearest, os.W_OK | os.X_OK),
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": sum(_size(Path(folder, name)) for folder, _, names in os.walk(cache.root) for name in names),
         "engines": engines,
     }
 
 
+def _size(file: Path) -> int:
+    """Return a file's bytes; 0 for what is no file, or not any more: a builder may be at work beside us."""
+    with suppress(OSError):
+        found = file.stat()
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return 0
+
+
 def _below_home(folder: Path) -> str:
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # this user has none
+        return str(folder)
     return str(Path("~", folder.relative_to(home))) if folder.is_relative_to(home) else str(folder)
 
 

@@ -18,6 +18,7 @@ from flss_runtime.equivalence_report import EquivalenceReport
 from flss_runtime.errors import CheckFailed, EngineUnavailable, UsageError
 from flss_runtime.flips import BUDGET, FlipTest
 from flss_runtime.opening import open_classifier
+from flss_runtime.precision_check import check_precision
 
 JUDGE = "fp32 graphs on ort"
 _JUDGE_ENGINE, _JUDGE_PRECISION = "ort", "fp32"
@@ -46,8 +47,9 @@ def verify_bundle(
         engine: As for `open_engine`.
         precision: Of the graphs, as for `open_classifier`.
         threads: Of the encoder.
-        strict: Whether a device that is missing, or a graph that runs in another precision than its own, is an error;
-            if not, it is a note.
+        strict: Whether a device that is missing, or a graph that runs in another precision than its own or in one that
+            the engine does not tell, is an error. If not, it is a note, but what is not told is a doubt: the verdict is
+            `inconclusive` at best.
         budget: Rate of changed decisions that is allowed, in (0, 1).
         images: (M, H, W, 3) uint8 of one's own, M >= 1.
         attacked: Attacked images, to compare robust accuracy.
@@ -57,7 +59,8 @@ def verify_bundle(
         BundleError: The bundle, or the data to replay, cannot be read.
         CheckFailed: The float32 graphs on ONNX Runtime do not pass and so cannot judge.
         DataError: The images do not fit the bundle.
-        EngineUnavailable: The engine or precision is absent, or runs in another precision and `strict` is set.
+        EngineUnavailable: The engine or precision is absent; or `strict` is set, and a graph runs in another precision
+            or in one that is not told.
         InferenceError: The engine failed while running.
         UsageError: The budget is no rate, or the images would compare the judge with itself.
     """
@@ -67,7 +70,7 @@ def verify_bundle(
     options: dict[str, Any] = {"policy": replay.policy, "threads": threads, "strict": strict}
     with open_classifier(bundle, engine, precision=precision, **options) as classifier:
         facts = classifier.engine_facts()
-        notes = _differing_precision(bundle, facts, precision, strict)
+        checked = check_precision(facts, precision, strict=strict)
         judges_itself = _is_judge(facts, precision)
         if judges_itself and images is not None:
             raise UsageError(
@@ -91,7 +94,8 @@ def verify_bundle(
         data_reference=JUDGE if images is not None else "",
         adversarial=_compare_attacked(replay, judge, found, budget),
         other_noise=other_noise,
-        notes=(*notes, *_notes(replay, judges_itself)),
+        notes=(*checked.notes, *_notes(replay, judges_itself)),
+        unsure=checked.doubts,
     )
 
 
@@ -101,8 +105,8 @@ def _is_judge(facts: Mapping[str, Any], precision: str) -> bool:
 
 
 def _limits(facts: Mapping[str, Any], precision: str) -> Limits:
-    """Return the limits of float32 where everything runs in it."""
-    exact = all(found in ("fp32", NONE) for found in facts["precision"].values())
+    """Return the limits of what was asked for, but of reduced precision where something is known to run in it."""
+    exact = all(found in ("fp32", NONE, UNKNOWN) for found in facts["precision"].values())
     return limits_for(precision) if exact else REDUCED
 
 
@@ -155,32 +159,6 @@ def _compare_attacked(
         min_confidence=min_confidence,
         budget=budget,
     )
-
-
-def _differing_precision(bundle: Bundle, facts: Mapping[str, Any], precision: str, strict: bool) -> list[str]:
-    """Compare what each graph says it is with what it really runs in.
-
-    Raises:
-        EngineUnavailable: They differ, and `strict` is set.
-    """
-    notes = []
-    for role, found in facts["precision"].items():
-        # A head stays in float32 unless the engine cannot build that.
-        expected = {"fp32", *bundle.precisions("head")} if role == "head" else {precision}
-        if found in expected or found == NONE:
-            continue
-        where = f"{facts['library']} on {facts['device']}"
-        if found == UNKNOWN:
-            notes.append(f"{where} does not say in which precision it runs the {role}")
-            continue
-        asked = "fp32" if role == "head" else precision
-        gain = ": no gain here" if (asked, found) == ("fp16", "fp32") else ""
-        problem = f"{where} runs the {asked} graph of the {role} in {found}{gain}"
-        if strict:
-            fix = "choose a precision that this engine runs, or add --no-strict to judge it all the same"
-            raise EngineUnavailable(problem, fix)
-        notes.append(problem)
-    return notes
 
 
 def _notes(replay: Replay, judges_itself: bool) -> list[str]:

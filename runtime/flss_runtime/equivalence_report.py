@@ -32,6 +32,7 @@ class EquivalenceReport:
         other_noise: The engine beside itself under other noise, on up to 300 of the judged images: how often a decision
             changes from one look at an image to the next; None where no images were compared.
         notes: What a reader has to know to weigh the verdict.
+        unsure: What could not be found out about the engine, in words; with any of it the verdict cannot be `passed`.
     """
 
     engine: str
@@ -47,6 +48,7 @@ class EquivalenceReport:
     adversarial: RobustComparison | None = None
     other_noise: Comparison | None = None
     notes: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
 
     @property
     def judged(self) -> Comparison | None:
@@ -74,8 +76,8 @@ class EquivalenceReport:
     def doubts(self) -> tuple[str, ...]:
         """Why a verdict without failure still is none, in words."""
         if self.judged is None:
-            return ("no images were compared but the golden ones: nothing is known of changed decisions",)
-        return tuple(str(test) for test in self.flips if test.verdict is Verdict.INCONCLUSIVE)
+            return (*self.unsure, "no images were compared but the golden ones: nothing is known of changed decisions")
+        return (*self.unsure, *(str(test) for test in self.flips if test.verdict is Verdict.INCONCLUSIVE))
 
     @property
     def verdict(self) -> Verdict:

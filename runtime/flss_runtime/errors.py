@@ -70,6 +70,10 @@ class EngineUnavailable(FLSSError):
     exit_code: ClassVar[int] = 6
 
 
+class GraphNotSupported(EngineUnavailable):
+    """The engine is here and works, but has no way to run this graph."""
+
+
 class DataError(FLSSError):
     """A picture or a data set cannot be read or is not what it should be."""
 

@@ -101,7 +101,8 @@ def _ask_nvml(nvml: Any) -> tuple[list[Gpu], Driver]:
     def ask(function: str, *arguments: Any) -> Any:
         try:
             return getattr(nvml, function)(*arguments)
-        except nvml.NVMLError:  # not supported on this device, or not permitted
+        # Not supported on this device, not permitted, or unknown to this version of the package.
+        except (nvml.NVMLError, AttributeError):
             return None
 
     cuda = ask("nvmlSystemGetCudaDriverVersion_v2")
@@ -115,6 +116,8 @@ def _gpu(handle: Any, nvml: Any, ask: Callable[..., Any]) -> Gpu:
     memory = ask("nvmlDeviceGetMemoryInfo", handle)
     power_mw, limit_mw = ask("nvmlDeviceGetPowerUsage", handle), ask("nvmlDeviceGetEnforcedPowerLimit", handle)
     reasons = ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
+    if reasons is None:
+        reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle)  # its name in older versions
     running = ask("nvmlDeviceGetComputeRunningProcesses", handle)
     return Gpu(
         name=_text(ask("nvmlDeviceGetName", handle)) or "NVIDIA GPU",

@@ -61,6 +61,6 @@ def open_classifier(
     with ExitStack() as opened:
         opened.callback(engines.close)
         parts = engines.encoder, engines.head, noise or SystemNoise(), policy, bundle.input, bundle.class_names
-        classifier = SmoothedClassifier(*parts, engines.gate)
+        classifier = SmoothedClassifier(*parts, engines.gate, graphs=engines.graphs)
         opened.pop_all()  # the classifier closes them from here on
     return classifier

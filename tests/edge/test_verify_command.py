@@ -16,6 +16,7 @@ import pytest
 from flss_edge.robustness.adversarial_set import write_adversarial_set
 from flss_runtime.bundle import load_bundle, store_calibration
 from flss_runtime.engine_cache import Built, CacheKey, EngineCache
+from flss_runtime.engine_trial import try_engine
 from flss_runtime.equivalence import JUDGE, verify_bundle
 from flss_runtime.images import read_image, to_nchw
 
@@ -84,6 +85,18 @@ def test_the_table_says_what_ran_what_was_found_and_what_is_allowed(run: Runner,
     results = json.loads(run("verify", bundle, *WIDE, "--format", "json").out)["results"]
     assert results["facts"]["device"] == "CPUExecutionProvider" and results["budget"] == 0.05
     assert [test["verdict"] for test in results["flips"]] == ["passed", "passed"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_comparison_with_torch_is_as_strict_as_the_rest(
+    run: Runner, bundle: Path, labelled_pictures: Path, tiny_checkpoint: Path, strict: bool
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    if try_engine("openvino:gpu").usable:
+        pytest.skip("the device that has to be missing is here")
+    own = ("--data", labelled_pictures, "--checkpoint", tiny_checkpoint, "--budget", "0.1")
+    done = run("verify", bundle, "--engine", "openvino:gpu", *own, *(() if strict else ("--no-strict",)))
+    assert done.code == (6 if strict else 0), done.err
 
 
 def test_another_engine_is_compared_on_ones_own_images(run: Runner, bundle: Path, labelled_pictures: Path) -> None:

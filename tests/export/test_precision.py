@@ -24,7 +24,7 @@ from flss_runtime.bundle import Bundle
 from flss_runtime.bundle_engines import open_bundle_engines
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.engines import Engine, open_engine
-from flss_runtime.errors import CheckFailed, DataError, EngineUnavailable, UsageError
+from flss_runtime.errors import CheckFailed, DataError, EngineUnavailable, GraphNotSupported, UsageError
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
@@ -189,21 +189,26 @@ def test_an_engine_without_float32_products_gets_the_fp16_head(
     reduced: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As TensorRT on Turing, which is not here: ONNX Runtime, but for one graph."""
+    kind: type[EngineUnavailable] = GraphNotSupported
 
     def without_float32(graph: Path, *arguments: object, **options: object) -> Engine:
         if graph.name == "head.onnx":
-            raise EngineUnavailable("no FP32 GEMM", "take fp16")
+            raise kind("no FP32 GEMM", "take fp16")
         return open_engine(graph, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(bundle_engines, "open_engine", without_float32)
     with caplog.at_level(logging.WARNING, "flss_runtime"):
         opened = open_bundle_engines(reduced, precision="fp16", threads=1)
     assert opened.head.outputs["logits"].dtype == "float32"
+    assert opened.graphs == {"encoder": "fp16", "head": "fp16"}
     opened.close()
     assert "no FP32 GEMM" in caplog.text
     for precision in ("fp32", "int8"):
         with pytest.raises(EngineUnavailable, match="no FP32 GEMM"):
             open_bundle_engines(reduced, precision=precision, threads=1)
+    kind = EngineUnavailable  # a GPU that is gone, or full, says nothing about the graph
+    with pytest.raises(EngineUnavailable, match="no FP32 GEMM"):
+        open_bundle_engines(reduced, precision="fp16", threads=1)
 
 
 def test_a_precision_that_is_not_there(bundle: Bundle, reduced: Bundle) -> None:

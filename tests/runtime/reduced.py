@@ -48,6 +48,23 @@ def save_int8(path: Path, model: TinyModel, levels: int = 127) -> Path:
     return _save(path, model, nodes, weights)
 
 
+def save_unknown(path: Path, model: TinyModel) -> Path:
+    """The float32 encoder with one product more, of integers: of a width that no precision stands for."""
+    whole = int(TensorProto.INT32)
+    weights = {"mean_w": model.mean_weight, "half_logvar_w": model.std_weight / np.float32(2)}
+    weights |= {"whole_w": np.zeros((len(model.mean_weight), model.latent_dim), np.int32)}
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "mean_w"], ["mean_0"]),
+        helper.make_node("MatMul", ["flat", "half_logvar_w"], ["half_logvar"]),
+        helper.make_node("Cast", ["flat"], ["flat_whole"], to=whole),
+        helper.make_node("MatMul", ["flat_whole", "whole_w"], ["nothing_whole"]),
+        helper.make_node("Cast", ["nothing_whole"], ["nothing"], to=SINGLE),
+        helper.make_node("Add", ["mean_0", "nothing"], ["mean"]),
+    ]
+    return _save(path, model, nodes, weights)
+
+
 def write_reduced(target: Path, model: TinyModel, graph: Path, precision: str, **changed: Any) -> Bundle:
     """Write the tiny bundle with one more encoder; `changed` as for `write_tiny`."""
     fields, key = manifest_fields(model), f"encoder.{precision}"

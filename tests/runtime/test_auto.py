@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.engines import auto, open_engine
 from flss_runtime.engines.auto import choose_engine
-from flss_runtime.errors import BundleError, EngineUnavailable
+from flss_runtime.errors import BundleError, EngineUnavailable, FLSSError
 from flss_runtime.opening import open_classifier
 
 from .bundles import NOISE_SCALE, NUM_SAMPLES, write_tiny
@@ -131,6 +133,73 @@ def test_nothing_at_all_is_an_error(tiny: TinyModel, monkeypatch: pytest.MonkeyP
     with pytest.raises(EngineUnavailable, match="no inference engine") as caught:
         choose_engine(tiny.encoder)
     assert "flss-edge[cpu]" in caught.value.fix
+
+
+def distances(path: Path, domain: str) -> Path:
+    """A graph of one operator that is none of ONNX's own."""
+    node = helper.make_node("CDist", ["a", "b"], ["distance"], domain=domain, metric="euclidean")
+    shapes = {"a": [2, 3], "b": [4, 3], "distance": [2, 4]}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph([node], "distances", values[:2], values[2:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(domain, 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+def fails_in_a_run(path: Path) -> Path:
+    """A free dimension that has to be 3, so that the 1 it is measured at does not do."""
+    node = helper.make_node("MatMul", ["rows", "weight"], ["product"])
+    rows, product = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("rows", [2, "K"]), ("product", [2, 2]))
+    )
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [3, 2], [1.0] * 6)
+    graph = helper.make_graph([node], "product", [rows], [product], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@both
+def test_a_candidate_that_cannot_load_the_graph_is_left_out(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = distances(tmp_path / "distances.onnx", "com.microsoft")  # which OpenVINO does not know
+    with pytest.raises(FLSSError):
+        open_engine(graph, "openvino")
+    assert choose_engine(graph, threads=1) == "ort"
+    assert "auto: without openvino: " in caplog.text
+    (place,) = measured(cache)
+    assert "openvino" not in json.loads(place.read_text())["ms"]
+
+
+@both
+def test_a_graph_that_no_candidate_runs_is_an_error_that_says_why(cache: Path, tmp_path: Path) -> None:
+    graph = distances(tmp_path / "distances.onnx", "nobody.knows")
+    with pytest.raises(EngineUnavailable, match=r"no engine here runs distances.onnx: ort: onnx.*openvino: openvino"):
+        choose_engine(graph, threads=1)
+    assert measured(cache) == []
+
+
+@both
+def test_a_candidate_that_fails_in_a_run_is_left_out(tmp_path: Path) -> None:
+    graph = fails_in_a_run(tmp_path / "product.onnx")
+    with open_engine(graph, "ort", threads=1):  # loads: it is the run that fails
+        pass
+    with pytest.raises(EngineUnavailable, match=r"no engine here runs product.onnx: ort: onnxruntime failed: "):
+        auto._measure(graph, 1, ["ort"])
+
+
+def test_another_gpu_or_driver_is_measured_anew(tiny: TinyModel) -> None:
+    present = {"ort": "1", "ort:cuda": "1"}
+    facts: list[list[list[str | None]]] = [
+        [],
+        [["580"], ["RTX", "8.6"]],
+        [["570"], ["RTX", "8.6"]],
+        [["580"], ["A2", None]],
+    ]
+    assert len({auto._place(tiny.encoder, 1, present, gpus) for gpus in facts}) == len(facts)
+    assert auto._gpu_facts({"ort": "1", "openvino": "1"}) == []
+    assert len(auto._gpu_facts(present)) >= 1
 
 
 @both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from flss_runtime import arms
 from flss_runtime.bundle import load_bundle, store_calibration
+from flss_runtime.bundle_engines import BundleEngines
 from flss_runtime.decision import (
     Decision,
     SmoothingPolicy,
@@ -22,6 +24,7 @@ from flss_runtime.decision import (
     decide_cascade,
     tally,
 )
+from flss_runtime.engines import open_engine
 from flss_runtime.errors import BundleError, DataError, InferenceError, UsageError
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
@@ -236,9 +239,28 @@ class TestOpening:
         assert isinstance(answer, list) and answer[0].gated
         clock = arms.StageClock()
         staged = arms.staged_smoothed(bundle, setting, 20, 0, clock)
+        assert staged is not None
         stages = clock.frame(lambda: staged.frame(image))
         staged.close()
         assert {"encoder", "head", "noise", "gate"} < set(stages)
+        with open_engine(tiny.encoder, threads=1) as encoder, open_engine(tiny.head, threads=1) as head:
+            joinable = BundleEngines(_Joinable(encoder), head, None, {})
+            assert arms.runs_as_pair(joinable)
+            assert not arms.runs_as_pair(BundleEngines(encoder, head, None, {}))
+            assert not arms.runs_as_pair(replace(joinable, gate=encoder)), "a cascade takes the mean between the two"
+
+
+class _Joinable:
+    """A real engine that says, as TensorRT's does, that it can be one with a head."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def join(self, head: Any) -> None:
+        raise AssertionError("nothing is joined to find out")
 
 
 class _Counted:

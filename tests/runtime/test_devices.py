@@ -152,6 +152,20 @@ def test_what_nvml_does_not_support_is_none_and_the_files_fill_in(tmp_path: Path
     assert driver == Driver()
 
 
+class OldNvml(Nvml):
+    """A package from before NVML's "event reasons" and its processes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetComputeRunningProcesses"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+
+def test_an_older_nvml_lacks_functions(tmp_path: Path) -> None:
+    (gpu,), _ = read_gpus(OldNvml(**FULL, nvmlDeviceGetCurrentClocksThrottleReasons=0x4), tmp_path)
+    assert (gpu.slowed_by, gpu.processes, gpu.power_w) == (("power cap",), None, 55.0)
+
+
 def statuses(checks: Any) -> dict[str, str]:
     found = list(checks)
     assert all((check.status == "ok") == (check.fix == "") for check in found)

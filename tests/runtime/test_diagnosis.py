@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from flss_runtime import engine_trial
+from flss_runtime import diagnosis, engine_trial
 from flss_runtime.diagnosis import Check, Diagnosis, diagnose
 from flss_runtime.engine_trial import GRAPH, try_engine
 from flss_runtime.errors import UsageError
@@ -117,3 +117,20 @@ def test_two_runtime_wheels_over_each_other_are_a_conflict(tmp_path: Path, monke
     found = by_name(diagnose().checks, "conflicts")
     assert found.status == "fail" and "onnxruntime-gpu 1.30.0" in found.detail
     assert found.fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
+
+
+def test_a_cache_that_changes_while_it_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "engine").write_bytes(b"12345")
+    (tmp_path / "gone").symlink_to(tmp_path / "absent")
+    assert [diagnosis._size(tmp_path / name) for name in ("engine", "gone", "absent", ".")] == [5, 0, 0, 0]
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert diagnosis._below_home(tmp_path / "cache") == "~/cache"
+
+    def absent() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", absent)
+    assert diagnosis._below_home(tmp_path / "cache") == str(tmp_path / "cache")

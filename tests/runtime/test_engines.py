@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flss_runtime import engines
+from flss_runtime.bundle_engines import refuse_precision
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.engines import ENGINE_NAMES, EngineSpec, TensorSpec, engine_status, open_engine, parse_engine
 from flss_runtime.engines.cores import physical_cores
@@ -204,7 +205,7 @@ def test_a_classifier_says_what_it_runs_on(tiny: TinyModel, tmp_path: Path, engi
         assert facts["engine"] == engine
         assert facts["library"].startswith({"ort": "onnxruntime ", "openvino": "openvino "}[engine])
         assert facts["device"] == {"ort": "CPUExecutionProvider", "openvino": "CPU"}[engine]
-        assert facts["precision"] == {"encoder": "fp32", "head": "fp32"}
+        assert facts["precision"] == facts["graphs"] == {"encoder": "fp32", "head": "fp32"}
 
 
 @pytest.mark.parametrize("engine", MISSING[:1])
@@ -269,3 +270,13 @@ def test_public_names_exist() -> None:
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = package.nonsense
+
+
+@pytest.mark.parametrize("engine", ["trt", "ort:tensorrt", "ort:tensorrt-rtx"])
+def test_tensorrt_is_given_no_unsigned_integers(engine: str) -> None:
+    with pytest.raises(EngineUnavailable, match="has no int8") as caught:
+        refuse_precision(engine, "int8")
+    assert "fp16" in caught.value.fix
+    refuse_precision(engine, "fp16")
+    for other in ("ort", "ort:cuda", "openvino"):
+        refuse_precision(other, "int8")

@@ -19,10 +19,11 @@ from flss_runtime.flips import Verdict
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import KeyedNoise
 from flss_runtime.opening import open_classifier
+from flss_runtime.precision_check import PrecisionCheck, check_precision
 
 from .bundles import NOISE_SCALE, NUM_SAMPLES, entry, npz, random_images, reference_arrays, write_tiny
 from .conftest import TinyModel
-from .reduced import save_fp16, save_int8, write_reduced
+from .reduced import save_fp16, save_int8, save_unknown, write_reduced
 
 MIN_VOTES = 17
 
@@ -145,6 +146,32 @@ def test_the_precision_that_really_runs_has_to_be_the_graphs(
     assert "in fp32: no gain here" in report.notes[0] and report.facts["precision"]["encoder"] == "fp32"
     assert report.golden.failures == () and report.golden.tensor_limits == {}
     assert 0 < report.golden.tensor_differences["mean"] < 0.01
+
+
+def test_a_precision_that_is_not_told_cannot_pass(tiny: TinyModel, many: dict[str, Any], tmp_path: Path) -> None:
+    """As with a provider that fuses the whole graph; these graphs decide exactly as they should."""
+    files = {**many, "encoder.onnx": save_unknown(tmp_path / "e.onnx", tiny)}
+    bundle = write_tiny(tmp_path / "b", tiny, files=files)
+    with pytest.raises(EngineUnavailable, match="does not say in which precision it runs the encoder") as refused:
+        verify_bundle(bundle, threads=1)
+    assert "--no-strict" in refused.value.fix
+    report = verify_bundle(bundle, threads=1, strict=False)
+    assert report.facts["precision"] == {"encoder": "unknown", "head": "fp32"}
+    assert [test.verdict for test in report.flips] == [Verdict.PASSED] and report.failures == ()
+    assert report.verdict is Verdict.INCONCLUSIVE and not report.passed
+    assert any("does not say in which precision" in doubt for doubt in report.to_json()["doubts"])
+    assert report.golden.tensor_limits, "the limits of float32 hold, because that was asked for"
+
+
+def test_the_head_that_was_opened_is_what_counts() -> None:
+    """A bundle may contain head.fp16: a float32 head that computes in less is another precision all the same."""
+    facts = {"library": "onnxruntime 1", "device": "CUDA", "precision": {"encoder": "fp16", "head": "fp16"}}
+    fp32, fp16 = ({**facts, "graphs": {"encoder": "fp16", "head": head}} for head in ("fp32", "fp16"))
+    assert check_precision(fp16, "fp16") == PrecisionCheck()
+    for told in (fp32, facts):
+        with pytest.raises(EngineUnavailable, match="runs the fp32 graph of the head in fp16"):
+            check_precision(told, "fp16")
+        assert len(check_precision(told, "fp16", strict=False).notes) == 1
 
 
 def test_a_precision_that_is_not_there(int8: Path) -> None:

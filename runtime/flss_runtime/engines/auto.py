@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -17,7 +17,8 @@ from flss_runtime.engines import Engine, open_engine
 from flss_runtime.engines.cores import physical_cores
 from flss_runtime.engines.libraries import import_library, version_of
 from flss_runtime.engines.random_tensors import random_tensors
-from flss_runtime.errors import EngineUnavailable, OutputError
+from flss_runtime.errors import BundleError, EngineUnavailable, FLSSError, OutputError
+from flss_runtime.gpu import find_gpus
 from flss_runtime.integrity import sha256_file
 from flss_runtime.machine import cpu_model, logical_cores
 
@@ -43,9 +44,11 @@ def choose_engine(graph: Path, *, threads: int | None = None) -> str:
         A spec for `open_engine`, such as "openvino".
 
     Raises:
-        EngineUnavailable: No engine is installed.
-        BundleError: The graph is missing, or none of the engines present understands it.
+        EngineUnavailable: No engine is installed, or none of those present runs the graph.
+        BundleError: The graph is missing.
     """
+    if not graph.is_file():
+        raise BundleError(f"graph {graph} does not exist", "export the bundle again, or correct the path")
     threads = threads or physical_cores()
     present = _present()
     if not present:
@@ -56,7 +59,7 @@ def choose_engine(graph: Path, *, threads: int | None = None) -> str:
         (engine,) = present
         _log.info("auto: %s is the only engine here", engine)
         return engine
-    place = _place(graph, threads, present)
+    place = _place(graph, threads, present, _gpu_facts(present))
     times = _remembered(place, present)
     remembered = bool(times)
     if not times:
@@ -84,9 +87,17 @@ def _has_cuda(library: ModuleType) -> bool:
     return "CUDAExecutionProvider" in library.get_available_providers()
 
 
-def _place(graph: Path, threads: int, present: dict[str, str]) -> Path | None:
-    """Return where the measurement of exactly this is kept; None without a place or a graph."""
-    facts = [sha256_file(graph) if graph.is_file() else "", cpu_model(), logical_cores(), threads, present]
+def _gpu_facts(present: dict[str, str]) -> list[list[str | None]]:
+    """Return what the GPUs are and what drives them, where a candidate would run on one."""
+    if not any(":" in engine for engine in present):
+        return []
+    gpus, driver = find_gpus()
+    return [[driver.nvidia], *([gpu.name, gpu.compute_capability] for gpu in gpus)]
+
+
+def _place(graph: Path, threads: int, present: dict[str, str], gpus: list[list[str | None]]) -> Path | None:
+    """Return where the measurement of exactly this is kept; None without a place."""
+    facts = [sha256_file(graph), cpu_model(), logical_cores(), threads, present, gpus]
     with suppress(OutputError):
         return cache_root() / _FOLDER / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.json"
     return None
@@ -102,21 +113,37 @@ def _remembered(place: Path | None, present: dict[str, str]) -> dict[str, float]
 
 
 def _measure(graph: Path, threads: int, engines: list[str]) -> dict[str, float]:
-    """Return engine -> median milliseconds of a run; those that cannot run the graph are left out."""
+    """Return engine -> median milliseconds of a run; those that cannot run the graph are left out.
+
+    Raises:
+        EngineUnavailable: None of them can.
+    """
     spent: dict[str, list[float]] = {}
     opened: dict[str, Engine] = {}
-    try:
+    problems: dict[str, str] = {}
+
+    def drop(engine: str, error: FLSSError) -> None:
+        _log.info("auto: without %s: %s", engine, error.problem)
+        problems[engine] = error.problem
+        spent.pop(engine, None)
+
+    with ExitStack() as stack:
         for engine in engines:
             try:
-                opened[engine] = open_engine(graph, engine, threads=threads)
-            except EngineUnavailable as error:
-                _log.info("auto: without %s: %s", engine, error.problem)
+                opened[engine] = stack.enter_context(open_engine(graph, engine, threads=threads))
+            except FLSSError as error:
+                drop(engine, error)
         for _ in range(_VISITS):
-            for name, candidate in opened.items():
-                spent.setdefault(name, []).extend(_visit(candidate))
-    finally:
-        for candidate in opened.values():
-            candidate.close()
+            for name in [name for name in opened if name not in problems]:
+                try:
+                    spent.setdefault(name, []).extend(_visit(opened[name]))
+                except FLSSError as error:
+                    drop(name, error)
+    if not spent:
+        reasons = "; ".join(f"{engine}: {problem}" for engine, problem in problems.items())
+        raise EngineUnavailable(
+            f"no engine here runs {graph.name}: {reasons}", "export the bundle again, or name --engine"
+        )
     return {name: median(times) * 1e3 for name, times in spent.items()}
 
 

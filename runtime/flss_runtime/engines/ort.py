@@ -12,10 +12,10 @@ from typing import Any
 from flss_runtime.engines import EngineSpec, Tensors, TensorSpec, check_tensors, refused
 from flss_runtime.engines.cores import physical_cores
 from flss_runtime.engines.ort_binding import DeviceRuns
-from flss_runtime.engines.ort_devices import DEVICES, preload, set_up, settings_for
+from flss_runtime.engines.ort_devices import DEVICES, preload, provider_name, set_up, settings_for
 from flss_runtime.engines.precision import UNKNOWN, is_heavy, narrowest
 from flss_runtime.engines.random_tensors import random_tensors
-from flss_runtime.errors import BundleError, EngineUnavailable, InferenceError
+from flss_runtime.errors import BundleError, EngineUnavailable, GraphNotSupported, InferenceError
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -27,6 +27,8 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+# Exceptions of ONNX Runtime that are about the graph: others may be about memory or a driver.
+_NO_WAY = ("NotImplemented", "EPFail")
 
 
 class OrtEngine:
@@ -37,8 +39,6 @@ class OrtEngine:
         graph: ONNX file.
         device: "cpu", "cuda", "tensorrt" or "tensorrt-rtx".
         threads: Threads of one call, the caller's included; None takes the physical cores this process may use.
-        cuda_graph: Whether runs on a GPU are captured once per set of shapes and replayed. Every node has to run on
-            that GPU then.
 
     Raises:
         BundleError: The file is missing or no graph that this version of ONNX Runtime can run.
@@ -52,7 +52,6 @@ class OrtEngine:
         *,
         device: str = "cpu",
         threads: int | None = None,
-        cuda_graph: bool = False,
     ) -> None:
         self.name = str(EngineSpec("ort", device))
         self.library = f"onnxruntime {library.__version__}"
@@ -62,13 +61,12 @@ class OrtEngine:
         self._device = DEVICES[device]
         if not graph.is_file():
             raise BundleError(f"graph {graph} does not exist", "export the bundle again, or correct the path")
-        self._session: Any = self._new_session(cuda_graph=cuda_graph)
-        self.device = self._device.provider
+        self._session: Any = self._new_session()
+        self.device = provider_name(self._device)
         self.inputs: Mapping[str, TensorSpec] = {node.name: _spec(node) for node in self._session.get_inputs()}
         self.outputs: Mapping[str, TensorSpec] = {node.name: _spec(node) for node in self._session.get_outputs()}
         self._output_names = list(self.outputs)
-        on_host = self._device.memory == "cpu"
-        self._bound = None if on_host else DeviceRuns(library, self._session, self._device.memory)
+        self._bound = DeviceRuns(library, self._session, self._device.memory) if self._device.binds else None
 
     def precision(self) -> str:
         """Read back the arithmetic from a profiled run on random values in a session of its own.
@@ -128,19 +126,20 @@ class OrtEngine:
     ) -> None:
         self.close()
 
-    def _new_session(self, *, cuda_graph: bool = False, profile: str = "") -> Any:
+    def _new_session(self, *, profile: str = "") -> Any:
         """Load the graph, and make sure that it is where it was asked to be: the library's own fallback is silent."""
         library, device = self._onnxruntime, self._device
         options = _session_options(library, self.threads, profile)
         missing = preload(library, device)
-        providers = set_up(library, device, options, settings_for(device, self._graph, cuda_graph=cuda_graph))
+        providers = set_up(library, device, options, settings_for(device, self._graph))
         try:
             session = library.InferenceSession(
                 str(self._graph), options, providers=providers or None, enable_fallback=False
             )
         except Exception as error:  # as in `run`: no common base
             if device.memory != "cpu":
-                raise EngineUnavailable(
+                kind = GraphNotSupported if type(error).__name__ in _NO_WAY else EngineUnavailable
+                raise kind(
                     f"{self.library} cannot run {self._graph.name} on {device.provider}: {_one_line(error)}",
                     f"run it with --engine ort; or {device.install}",
                 ) from error
@@ -150,7 +149,7 @@ class OrtEngine:
                 "pip install --upgrade 'flss-edge[cpu]'",
             ) from error
         present = session.get_providers()
-        if present[0] != device.provider:
+        if present[0] != provider_name(device):
             why = f" ({missing})" if missing else ""
             raise EngineUnavailable(
                 f"{self.library} put {self._graph.name} on {', '.join(present)}, not on {device.provider}{why}",

@@ -1,4 +1,4 @@
-"""Runs whose tensors stay on a device: one set of buffers for each set of shapes, as CUDA graphs need."""
+"""Runs whose tensors stay on a device: one set of buffers for each set of shapes, allocated once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from flss_runtime.engines import Tensors
 
 _KEPT_SHAPES = 8  # a robot has one or two; what evaluations add beyond these runs without buffers of its own
-_NO_GRAPH = -1
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -19,7 +18,7 @@ class DeviceRuns:
     """Runs a session with inputs and outputs bound to a device.
 
     The first run of each set of shapes goes the plain way and shows the outputs' shapes; the later ones copy the
-    inputs into buffers whose addresses never change, so that a captured CUDA graph can be replayed.
+    inputs into buffers that are there already.
 
     Args:
         library: The imported onnxruntime.
@@ -40,20 +39,17 @@ class DeviceRuns:
         buffers = self._bound.get(shapes)
         if buffers is not None:
             return buffers.run(self._session, tensors)
-        values = self._session.run(self._output_names, tensors, _run_options(self._library, _NO_GRAPH))
+        values = self._session.run(self._output_names, tensors)
         outputs = dict(zip(self._output_names, values, strict=True))
         if len(self._bound) < _KEPT_SHAPES:
-            options = _run_options(self._library, len(self._bound) + 1)
-            self._bound[shapes] = _Buffers(self._library, self._session, self._memory, tensors, outputs, options)
+            self._bound[shapes] = _Buffers(self._library, self._session, self._memory, tensors, outputs)
         return outputs
 
 
 class _Buffers:
     """Device memory for one set of shapes, bound to the session."""
 
-    def __init__(
-        self, library: ModuleType, session: Any, memory: str, tensors: Tensors, outputs: Tensors, options: Any
-    ) -> None:
+    def __init__(self, library: ModuleType, session: Any, memory: str, tensors: Tensors, outputs: Tensors) -> None:
         make = library.OrtValue.ortvalue_from_shape_and_type
         self._binding = session.io_binding()
         self._inputs = {name: make(array.shape, array.dtype, memory, 0) for name, array in tensors.items()}
@@ -62,18 +58,11 @@ class _Buffers:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
-        self._options = options
         self._shared = memory == "cpu"  # `numpy` gives a view of host memory, and a copy of a device's
 
     def run(self, session: Any, tensors: Tensors) -> Tensors:
         for name, value in self._inputs.items():
             value.update_inplace(np.ascontiguousarray(tensors[name]))
-        session.run_with_iobinding(self._binding, self._options)
+        session.run_with_iobinding(self._binding)
         arrays = {name: value.numpy() for name, value in self._outputs.items()}
         return {name: array.copy() for name, array in arrays.items()} if self._shared else arrays
-
-
-def _run_options(library: ModuleType, graph_id: int) -> Any:
-    options = library.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(graph_id))
-    return options

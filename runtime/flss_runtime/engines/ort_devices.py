@@ -32,11 +32,10 @@ class Device:
     """One execution provider of ONNX Runtime.
 
     Attributes:
-        provider: Its name.
+        provider: Its name; a plugin may give another (`provider_name`).
         memory: Where its tensors live, as ONNX Runtime calls it: "cpu" or "cuda".
         install: How it gets onto a machine.
         options: What it is set up with.
-        graph_option: Option that makes it capture CUDA graphs.
         caching: Options that let it keep what it builds in a folder, which stands for `_FOLDER` in them.
         beside: Provider of the nodes that this one does not take; the CPU's always comes last.
         plugin: Package that registers it, where it is not built into ONNX Runtime.
@@ -46,10 +45,17 @@ class Device:
     memory: str = "cuda"
     install: str = _INSTALL_GPU
     options: Mapping[str, str] = field(default_factory=dict)
-    graph_option: str = ""
     caching: Mapping[str, str] = field(default_factory=dict)
     beside: str = ""
     plugin: str = ""
+
+    @property
+    def binds(self) -> bool:
+        """Whether a session's tensors can be kept on the device.
+
+        ONNX Runtime allocates there with its own CUDA code, which the CPU's build that a plugin stands beside has not.
+        """
+        return self.memory != "cpu" and not self.plugin
 
 
 DEVICES: Mapping[str, Device] = {
@@ -62,12 +68,12 @@ DEVICES: Mapping[str, Device] = {
             "cudnn_conv_algo_search": "HEURISTIC",
             "use_tf32": "0",
             "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": "0",
         },
-        graph_option="enable_cuda_graph",
     ),
     "tensorrt": Device(
         "TensorrtExecutionProvider",
-        graph_option="trt_cuda_graph_enable",
+        options={"trt_cuda_graph_enable": "0"},
         caching={
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": _FOLDER,
@@ -79,7 +85,7 @@ DEVICES: Mapping[str, Device] = {
     "tensorrt-rtx": Device(
         "NvTensorRTRTXExecutionProvider",
         install=_INSTALL_RTX,
-        graph_option="enable_cuda_graph",
+        options={"enable_cuda_graph": "0"},  # its default is on, and a captured graph keeps the first run's addresses
         caching={"nv_runtime_cache_path": _FOLDER},
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
     ),
@@ -119,7 +125,7 @@ def set_up(
     return [(device.provider, dict(settings)), *beside]
 
 
-def settings_for(device: Device, graph: Path, *, cuda_graph: bool) -> dict[str, str]:
+def settings_for(device: Device, graph: Path) -> dict[str, str]:
     """Return a provider's options for a graph.
 
     What TensorRT's providers build takes up to minutes, so it is kept in the machine's cache, in a folder of the
@@ -128,11 +134,8 @@ def settings_for(device: Device, graph: Path, *, cuda_graph: bool) -> dict[str, 
     Args:
         device: Where the graph is to run.
         graph: ONNX file.
-        cuda_graph: Whether runs are captured and replayed.
     """
     settings = dict(device.options)
-    if cuda_graph and device.graph_option:
-        settings[device.graph_option] = "1"
     if not device.caching:
         return settings
     try:
@@ -159,23 +162,39 @@ def preload(library: ModuleType, device: Device) -> str:
     return "; ".join(failures)
 
 
+def provider_name(device: Device) -> str:
+    """Return what ONNX Runtime calls a device's provider: a plugin says its name itself.
+
+    Raises:
+        EngineUnavailable: The plugin is not installed, or cannot be loaded.
+    """
+    return str(_plugin(device).get_ep_name()) if device.plugin else device.provider
+
+
+def _plugin(device: Device) -> ModuleType:
+    try:
+        return importlib.import_module(device.plugin)
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(f"{device.provider} cannot be loaded ({error})", device.install) from error
+
+
 def _plugin_devices(library: ModuleType, device: Device) -> list[Any]:
     """Return the devices that a plugin provider offers, after registering the plugin once a process."""
-
-    def offered() -> list[Any]:
-        return [found for found in library.get_ep_devices() if found.ep_name == device.provider]
-
     if not hasattr(library, "get_ep_devices"):
         raise EngineUnavailable(f"onnxruntime {library.__version__} takes no plugins", device.install)
+    name = provider_name(device)
+
+    def offered() -> list[Any]:
+        return [found for found in library.get_ep_devices() if found.ep_name == name]
+
     if not offered():
         try:
-            plugin = importlib.import_module(device.plugin)
-            library.register_execution_provider_library(device.provider, plugin.get_library_path())
+            library.register_execution_provider_library(name, _plugin(device).get_library_path())
         # The plugin's own exceptions and ONNX Runtime's have no common base but Exception.
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise EngineUnavailable(f"{device.provider} cannot be loaded ({reason})", device.install) from error
+            raise EngineUnavailable(f"{name} cannot be loaded ({reason})", device.install) from error
     devices = offered()
     if not devices:
-        raise EngineUnavailable(f"{device.provider} finds no GPU it can use", "check the driver: nvidia-smi")
+        raise EngineUnavailable(f"{name} finds no GPU it can use", "check the driver: nvidia-smi")
     return devices[:1]
