@@ -18,7 +18,10 @@ def gate_network(gate: Checkpoint, voting: Checkpoint) -> Classifier:
     if not isinstance(network, Classifier):
         raise CheckpointError("the gate's checkpoint holds an FLSS network, which has samples to vote", plain)
     if network.config.weight_noise:
-        raise CheckpointError("the gate's checkpoint draws noise for its weights, which no exported graph does", plain)
+        raise CheckpointError(
+            "the gate's checkpoint draws noise for its weights, so its confidence differs from call to call",
+            plain,
+        )
     if gate.class_names != voting.class_names:
         raise CheckpointError(
             f"the gate knows {_names(gate.class_names)}, the network that votes {_names(voting.class_names)}",

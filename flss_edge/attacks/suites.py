@@ -117,13 +117,18 @@ def planned(names: Sequence[str], settings: SuiteSettings) -> list[PlannedAttack
     """
     check_suites(names, settings.epsilon)
     plan: dict[str, PlannedAttack] = {CLEAN: PlannedAttack(CLEAN, unperturbed, 0.0, groups=(CLEAN,))}
-    for name in names:
+    for name in sorted(names, key=_by_strength):
         for attack in _suite(name, settings):
             known = plan.get(attack.name)
             groups = (*known.groups, name) if known else (name,)
             plan[attack.name] = PlannedAttack(**{**vars(known or attack), "groups": groups})
     _refuse_unused(settings, plan)
     return list(plan.values())
+
+
+def _by_strength(name: str) -> int:
+    """Put `all` first and `quick` last: where two suites have an attack of one name, the first one's settings hold."""
+    return {"all": 0, "quick": 2}.get(name, 1)
 
 
 def check_suites(names: Sequence[str], epsilon: float) -> None:

@@ -18,7 +18,7 @@ from flss_edge.cli.output import Document, progress
 from flss_edge.data import ImageSet
 from flss_edge.robustness.adversarial_set import AdversarialSet, read_adversarial_set
 from flss_edge.robustness.check import Check
-from flss_edge.robustness.overlap import data_is_new, recorded_uses
+from flss_edge.robustness.overlap import calibrated_on, data_is_new, recorded_uses
 from flss_edge.robustness.results import classifier_results, corruption_results
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.classifier import SmoothedClassifier
@@ -196,7 +196,10 @@ def _served_before(bundle: Bundle, images: ImageSet, options: EvaluationOptions)
     """Say whether these images trained, chose or calibrated what is in the bundle."""
     assert options.data is not None
     data = options.data
-    training = bundle.manifest["checkpoint"].get("training") or {}
-    calibration = bundle.calibration(options.num_samples) or {}
     load = functools.partial(load_for_bundle, bundle, data)
-    return data_is_new(images, recorded_uses(training, images, load, calibration.get("data_sha256")))
+    calibration = bundle.calibration(options.num_samples) or {}
+    known = {"calibration": calibrated_on(calibration.get("data_sha256"), load)}
+    for key, whose in (("checkpoint", ""), ("gate_checkpoint", "the gate")):
+        if key in bundle.manifest:
+            known |= recorded_uses(bundle.manifest[key].get("training") or {}, images, load, whose)
+    return data_is_new(images, known)

@@ -163,8 +163,12 @@ def _extras(
     sources: Mapping[str, nn.Module],
     options: EvaluationOptions,
 ) -> Extras:
-    known = recorded_uses(checkpoint.training, images, lambda split: split_of(checkpoint, split, options))
-    known["calibration"] = calibration
+    known: dict[str, ImageSet | str | None] = {"calibration": calibration}
+    if options.checks:
+        known |= recorded_uses(checkpoint.training, images, lambda split: split_of(checkpoint, split, options))
+    if options.checks and options.gate is not None:
+        gate = load_checkpoint(options.gate)
+        known |= recorded_uses(gate.training, images, lambda split: split_of(gate, split, options), "the gate")
     outside = None
     if options.out_of_distribution is not None:
         size = checkpoint.model.config.image_size

@@ -103,6 +103,12 @@ class Campaign:
     batch_size: int
     device: torch.device
 
+    def __post_init__(self) -> None:
+        before: set[str] = set()
+        for attack in self.plan:
+            assert before.issuperset(attack.starts), f"{attack.name} comes before what it starts from"
+            before.add(attack.name)
+
     @property
     def starts(self) -> range:
         """First image of each batch."""

@@ -51,14 +51,14 @@ class Extras:
 
     Attributes:
         checks: whether the evaluation itself is checked.
-        known: what the evaluated images must not be among: use -> images, or the sha256 of a set.
+        known: what the evaluated images must not be among, as `data_is_new` takes it.
         sources: networks whose adversarial images the checks try, by name.
         outside: images of other classes, or None.
         queries: persistent attackers' numbers of queries; none for no such attacker.
     """
 
     checks: bool = True
-    known: Mapping[str, ImageSet | str] = field(default_factory=dict)
+    known: Mapping[str, ImageSet | str | None] = field(default_factory=dict)
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
     outside: ImageSet | None = None
     queries: Sequence[int] = QUERIES
@@ -203,6 +203,7 @@ def _attack_row(attack: PlannedAttack, seconds: float, count: int) -> dict[str, 
         "groups": list(attack.groups),
         "epsilon": attack.epsilon,
         "victim": attack.victim,
+        "starts": list(attack.starts),
         "seconds": seconds,
         "images_per_s": count / seconds if seconds else None,
     }

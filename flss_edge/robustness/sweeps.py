@@ -98,6 +98,7 @@ def _over_radii(plan: Sequence[PlannedAttack]) -> list[PlannedAttack]:
                 name=f"{attack.name}@{radius}/255",
                 epsilon=radius / 255 * attack.epsilon / largest,
                 groups=(f"{radius}/255",),
+                starts=tuple(f"{start}@{radius}/255" for start in attack.starts),
             )
             for radius in EPSILONS
             for attack in varied

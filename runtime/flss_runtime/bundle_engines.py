@@ -83,7 +83,7 @@ def refuse_precision(engine: str, precision: str) -> None:
     """
     if engine in ("trt", "ort:tensorrt", "ort:tensorrt-rtx") and precision == "int8":
         raise EngineUnavailable(
-            f"engine {engine!r} has no int8: a bundle's int8 graphs are unsigned, and TensorRT would read them as signed",
+            f"engine {engine!r} has no int8: a bundle's int8 is unsigned, and TensorRT would read it as signed",
             "that is int8 for CPUs: take --precision fp16 here, or --engine ort or openvino",
         )
 

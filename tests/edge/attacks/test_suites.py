@@ -47,6 +47,15 @@ def test_in_suite_all_the_adaptive_attacks_begin_at_the_papers_six_too() -> None
     assert all(attack.starts == () for attack in planned(["adaptive", "paper"], settings()))
 
 
+@pytest.mark.parametrize("suites", [("quick", "all"), ("all", "adaptive"), ("adaptive", "quick", "all")])
+def test_the_strongest_suite_says_how_an_attack_of_several_runs(suites: tuple[str, ...]) -> None:
+    plan = {attack.name: attack for attack in planned(suites, settings())}
+    attack = plan["vote:accepted-wrong"]
+    assert set(attack.groups) == set(suites) and attack.passes == 9 * (2 + 6) * 50 and len(attack.starts) == 6
+    weaker = {attack.name: attack for attack in planned(("quick", "adaptive"), settings())}
+    assert weaker["vote:accepted-wrong"].passes == 9 * 2 * 50
+
+
 def test_an_attack_of_two_suites_runs_once_and_counts_for_both() -> None:
     plan = {attack.name: attack for attack in planned(["paper", "paper-second", "fab"], settings())}
     assert plan["pgd"].groups == ("paper", "paper-second") and plan["fab"].groups == ("paper-second", "fab")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from flss_edge.data import ImageSet
-from flss_edge.robustness.overlap import data_is_new, recorded_uses
+from flss_edge.robustness.overlap import calibrated_on, data_is_new, recorded_uses
+from flss_runtime.errors import DataError
 
 from .broken_models import image_set
 
@@ -23,24 +26,41 @@ def test_data_that_served_before_is_marked() -> None:
     assert unknown.passed is None and unknown.advice
 
 
+PARTS = {
+    "fit": image_set(0, 20, "x.npz:train:fit"),
+    "selection": image_set(20, 5, "x.npz:train:selection"),
+    "calibration": image_set(25, 5, "x.npz:train:calibration"),
+    "test": image_set(40, 9, "x.npz:test"),
+}
+TRAINING = {"data_sha256": PARTS["fit"].sha256, "selection_sha256": PARTS["selection"].sha256}
+
+
+def load(split: str) -> ImageSet:
+    if split not in PARTS:
+        raise DataError(f"there is no {split}", "none")
+    return PARTS[split]
+
+
 def test_the_records_name_parts_of_the_data() -> None:
-    parts = {"fit": image_set(0, 20, "x.npz:train:fit"), "selection": image_set(20, 5, "x.npz:train:selection")}
-    training = {"data_sha256": parts["fit"].sha256, "selection_sha256": parts["selection"].sha256}
     some = image_set(18, 5, "x.npz:train[5 evenly spaced]")
-    seen = data_is_new(some, recorded_uses(training, some, parts.__getitem__)).values["seen"]
-    assert seen == {"training": 2, "choosing the checkpoint": 3}
-    other = {**training, "selection_sha256": "0" * 64}
-    seen = data_is_new(some, recorded_uses(other, some, parts.__getitem__)).values["seen"]
-    assert seen == {"training": 2, "choosing the checkpoint": 0}, "not the set that was used"
+    check = data_is_new(some, recorded_uses(TRAINING, some, load))
+    assert check.passed is False and check.values["seen"] == {"training": 2, "choosing the checkpoint": 3}
+    gate = recorded_uses(TRAINING, some, load, "the gate")
+    assert list(gate) == ["training the gate", "choosing the checkpoint the gate"]
 
 
-def test_images_of_a_part_of_their_own_load_nothing_more() -> None:
-    def load(split: str) -> ImageSet:
-        raise AssertionError(split)
+def test_a_set_that_is_not_at_hand_gives_no_all_clear() -> None:
+    some = image_set(30, 5, "x.npz:train")
+    for training in ({**TRAINING, "data_sha256": "0" * 64}, {}):
+        check = data_is_new(some, {"calibration": PARTS["calibration"], **recorded_uses(training, some, load)})
+        assert check.passed is None and check.advice
+        assert "nobody can tell which images served for training" in check.text
+        assert check.text.startswith("none served for calibration")
 
-    apart = image_set(0, 3, "x.npz:test[3 evenly spaced]")
-    assert recorded_uses({"data_sha256": "a" * 64}, apart, load, "b" * 64) == {
-        "training": "a" * 64,
-        "calibration": "b" * 64,
-    }
-    assert recorded_uses({}, image_set(0, 3, "x.npz:train"), load) == {}
+
+def test_the_test_part_was_left_out_of_any_training_but_not_of_any_calibration() -> None:
+    apart = PARTS["test"].take(np.arange(3), "x.npz:test[3 evenly spaced]")
+    assert data_is_new(apart, recorded_uses(TRAINING, apart, load)).passed
+    on_test = calibrated_on(PARTS["test"].sha256, load)
+    assert data_is_new(apart, {"calibration": on_test}).values["seen"] == {"calibration": 3}
+    assert calibrated_on("0" * 64, load) is None and calibrated_on(None, load) is None

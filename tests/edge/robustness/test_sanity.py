@@ -233,7 +233,7 @@ def planned(name: str, victim: str = "", epsilon: float = EPSILON, bounded: bool
     return PlannedAttack(name, unperturbed, epsilon, victim, bounded=bounded)
 
 
-@pytest.mark.parametrize(("found", "passed"), [(range(30), True), (range(15, 30), False)])
+@pytest.mark.parametrize(("found", "passed"), [(range(30), True), (range(16, 30), False)])
 def test_an_attack_that_knows_the_vote_finds_no_less_than_one_that_does_not(found: range, passed: bool) -> None:
     """Of 40 images the naive attack fools the first 30; others fool fewer, or do not count."""
 
@@ -245,13 +245,16 @@ def test_an_attack_that_knows_the_vote_finds_no_less_than_one_that_does_not(foun
         planned("clean", epsilon=0.0),
         *(planned("pgd"), planned("square")),
         planned("noise-5", bounded=False),
-        *(planned("vote:accepted-wrong", "vote"), planned("vote:rejection", "vote")),
+        *(planned("vote:accepted-wrong", "vote"), planned("vote:accepted-wrong-closed", "vote")),
+        planned("vote:rejection", "vote"),
+        planned("pgd@16", epsilon=2 * EPSILON),
     ]
-    sets = (range(0), range(30), range(5), range(40), found, range(40))
+    sets = (range(0), range(30), range(5), range(40), found, range(15), range(40), range(40))
     answers = {attack.name: fooled(images) for attack, images in zip(plan, sets, strict=True)}
     (check,) = adaptive_is_stronger(np.zeros(40, np.int64), {"vote": answers}, plan)
     assert check.passed is passed and check.name == "aim at vote"
-    assert check.values["weak"] == "pgd" and check.values["only_by_weak"] == 30 - len(found)
+    assert check.values["weak"] == "pgd" and check.values["only_by_weak"] == (0 if passed else 15)
+    assert check.values["chance"] == pytest.approx(1.0 if passed else 2 * 2**-15), "the best of two others"
     declined = {name: Answers(each.labels, each.scores, np.zeros(40, np.bool_)) for name, each in answers.items()}
     (nothing,) = adaptive_is_stronger(np.zeros(40, np.int64), {"vote": declined}, plan)
     assert nothing.passed and nothing.values["fooled_by_weak"] == 0, "what is declined fools nobody"
