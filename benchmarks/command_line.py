@@ -24,7 +24,8 @@ def command_of(script: str, options: argparse.Namespace) -> str:
         for item in value if isinstance(value, list) else [value]:
             if item is None or item is False:
                 continue
-            words.append(f"--{name.replace('_', '-')}")
+            if name != "bundle":  # the one argument that has no flag
+                words.append(f"--{name.replace('_', '-')}")
             if item is not True:
                 words.append(item.name if isinstance(item, Path) else str(item))
     return shlex.join(words)

@@ -54,7 +54,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Verify and time every engine in every precision; return the result's JSON values without the command."""
     bundle = load_bundle(options.bundle)
     environment = describe_environment()
-    names = [(engine, precision) for engine in options.engines for precision in options.precisions]
+    names = [
+        (engine, precision) for engine in options.engines.split(",") for precision in options.precisions.split(",")
+    ]
     data = None if options.data is None else load_for_bundle(bundle, options.data, options.split)
     rows = []
     for engine, precision in names:
@@ -186,8 +188,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="that the bundle was exported from")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, default=10_000, help="use at most so many images")
-    parser.add_argument("--engines", nargs="+", default=["ort", "openvino"])
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
+    parser.add_argument("--engines", default="ort,openvino", help="separated by commas")
+    parser.add_argument("--precisions", default="fp32,int8", help="separated by commas")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--frames", type=int, default=20, help="images timed a visit")

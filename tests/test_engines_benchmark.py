@@ -19,6 +19,7 @@ def test_every_engine_meets_every_precision(calibrated_bundle: Path, labelled_pi
     assert refused.returncode in (0, 5), refused.stderr
     result = json.loads(output.read_text())
     assert (refused.returncode == 5) == bool(result["validity"]["flags"]), "a flagged result is not valid"
+    assert result["command"].startswith("python benchmarks/engines.py tiny.bundle --data pictures"), "can be repeated"
     ort, openvino = result["results"]["rows"]
     assert (ort["engine"], openvino["engine"]) == ("ort", "openvino")
     assert ort["equivalence"]["data"] is None, "it judges, so it is not compared with itself"
