@@ -99,6 +99,14 @@ def _verdicts(bundle: Bundle) -> list[dict[str, Any]]:
 
 def _verified(bundle: Bundle, verdict: dict[str, Any]) -> dict[str, Any]:
     """Return a row for a verdict; several devices may have one for the same engine."""
+    name = f"verified on {verdict.get('engine')} in {verdict.get('precision')}"
+    try:
+        return {"name": name, "value": _told(bundle, verdict)}
+    except (AttributeError, KeyError, TypeError, ValueError):  # by another version, or damaged
+        return {"name": name, "value": "a verdict that cannot be read: prepare again"}
+
+
+def _told(bundle: Bundle, verdict: dict[str, Any]) -> str:
     facts = verdict.get("facts", {})
     parts = [f"{verdict.get('verdict')}: {facts.get('library')} on {facts.get('device')}"]
     for test in verdict.get("flips", ()):
@@ -108,7 +116,7 @@ def _verified(bundle: Bundle, verdict: dict[str, Any]) -> dict[str, Any]:
     then = verdict.get("min_votes"), verdict.get("min_confidence")
     if then != (entry.get("min_votes"), entry.get("gate", {}).get("min_confidence")):
         parts.append("under another calibration: prepare again")
-    return {"name": f"verified on {verdict.get('engine')} in {verdict.get('precision')}", "value": ", ".join(parts)}
+    return ", ".join(parts)
 
 
 def _describe_checkpoint(path: Path, checkpoint: Checkpoint) -> Document:

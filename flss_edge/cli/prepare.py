@@ -103,7 +103,7 @@ def prepare(
 def _targets(text: str | None) -> list[str]:
     if text is None:
         return []
-    names = [name.strip() for name in text.split(",")]
+    names = [name.strip().lower() for name in text.split(",")]
     if not all(names):
         raise UsageError(f"--target {text!r} has an empty name", "name compute capabilities, such as sm75,sm86")
     return list(dict.fromkeys(names))

@@ -115,7 +115,7 @@ def as_output_error(folder: Path) -> Iterator[None]:
 
 def read_object(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, None where there is none that can be read."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         values = json.loads(path.read_text(encoding="utf-8"))
         return values if isinstance(values, dict) else None
     return None

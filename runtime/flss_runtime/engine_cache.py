@@ -295,4 +295,8 @@ def _read_entry(folder: Path) -> Entry | None:
         entry = Entry(folder=folder, key=CacheKey(**values.pop("key")), **values)
     except (KeyError, TypeError):  # written by another version
         return None
+    texts = entry.graph_name, entry.precision, entry.sha256, *asdict(entry.key).values()
+    sound = all(isinstance(text, str) for text in texts) and isinstance(entry.size, int)
+    if not sound or not isinstance(entry.seconds, int | float):  # damaged
+        return None
     return entry if entry.key.digest == folder.name else None

@@ -11,6 +11,7 @@ from flss_runtime.statistics import clopper_pearson_upper
 
 BUDGET = 0.005
 CONFIDENCE = 0.95
+LEAST_BUDGET = 1e-5  # takes 300,000 images without a flip to show
 
 
 class Verdict(str, Enum):
@@ -32,7 +33,7 @@ class FlipTest:
         kind: "class", "rejection" or "gate".
         flips: Images whose decision changed.
         images: Images that were compared, >= 1.
-        budget: Rate of changed decisions that is allowed, in (0, 1).
+        budget: Rate of changed decisions that is allowed, from LEAST_BUDGET to below 1.
 
     Raises:
         UsageError: The budget is no rate.
@@ -44,9 +45,10 @@ class FlipTest:
     budget: float = BUDGET
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget < 1:
+        if not LEAST_BUDGET <= self.budget < 1:
             raise UsageError(
-                f"the flip budget is {self.budget}; it is a rate between 0 and 1", "pass for example 0.005 for 0.5 %"
+                f"the flip budget is {self.budget}; it is a rate from {LEAST_BUDGET:g} to below 1",
+                "pass for example 0.005 for 0.5 %",
             )
 
     @property

@@ -251,3 +251,16 @@ def test_builds_are_announced_on_the_log(
     cache.obtain(KEY, "encoder.onnx", build)
     assert [record.name for record in caplog.records] == ["flss_runtime"]
     assert "building it" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [{"graph_name": 5}, {"seconds": "soon"}, {"size": None}, {"precision": []}])
+def test_a_key_of_other_types_is_no_entry(tmp_path: Path, damage: dict[str, object]) -> None:
+    cache = EngineCache(tmp_path / "cache")
+    key = CacheKey("a" * 64, "library 1", "sm86")
+    cache.store(key, "encoder.onnx", Built(b"engine", "fp32", 1.0))
+    assert [entry.key for entry in cache.entries()] == [key]
+    place = cache.folder(key) / "key.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), **damage}))
+    assert list(cache.entries()) == []
+    place.write_text("[" * 100_000)
+    assert list(cache.entries()) == []

@@ -272,6 +272,16 @@ def test_public_names_exist() -> None:
         _ = package.nonsense
 
 
+def test_a_hundred_thousand_threads_are_refused_before_they_start(tiny: TinyModel) -> None:
+    with pytest.raises(UsageError, match="the most is 512"):
+        open_engine(tiny.encoder, threads=100_000)
+
+
+def test_auto_takes_no_device(tiny: TinyModel) -> None:
+    with pytest.raises(UsageError, match="takes no device"):
+        open_engine(tiny.encoder, "auto:cpu")
+
+
 @pytest.mark.parametrize("engine", ["trt", "ort:tensorrt", "ort:tensorrt-rtx"])
 def test_tensorrt_is_given_no_unsigned_integers(engine: str) -> None:
     with pytest.raises(EngineUnavailable, match="has no int8") as caught:

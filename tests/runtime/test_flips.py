@@ -53,9 +53,9 @@ def test_a_verdict_says_what_is_missing() -> None:
     assert "stay within" in str(FlipTest("class", 0, 598))
 
 
-@pytest.mark.parametrize("budget", [0, 1, -0.1, 5, float("nan")])
+@pytest.mark.parametrize("budget", [0, 1, -0.1, 5, float("nan"), 1e-300, 9e-6])
 def test_a_budget_is_a_rate(budget: float) -> None:
-    with pytest.raises(UsageError, match="rate between 0 and 1"):
+    with pytest.raises(UsageError, match="rate from 1e-05"):
         FlipTest("class", 0, 10, budget)
 
 

@@ -177,7 +177,7 @@ def test_the_head_that_was_opened_is_what_counts() -> None:
 def test_a_precision_that_is_not_there(int8: Path) -> None:
     with pytest.raises(EngineUnavailable, match="not in fp16"):
         verify_bundle(int8, precision="fp16", threads=1)
-    with pytest.raises(UsageError, match="rate between 0 and 1"):
+    with pytest.raises(UsageError, match="rate from 1e-05"):
         verify_bundle(int8, budget=0, threads=1)
 
 

@@ -37,6 +37,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 _log = logging.getLogger("flss_runtime")
 
 AUTO = "auto"
+MOST_THREADS = 512
 # Name -> devices it can be asked for, the default one first.
 _DEVICES = {
     "ort": ("cpu", "cuda", "tensorrt", "tensorrt-rtx"),
@@ -170,6 +171,8 @@ def parse_engine(text: str) -> EngineSpec:
         UsageError: There is no such engine, or it has no such device.
     """
     engine, colon, device = text.partition(":")
+    if engine == AUTO:
+        raise UsageError(f"{AUTO!r} chooses an engine and takes no device", "leave the device out, or name the engine")
     if engine not in _DEVICES:
         close = difflib.get_close_matches(engine, [*ENGINE_NAMES, AUTO], n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -197,12 +200,16 @@ def open_engine(graph: Path, engine: str = "ort", *, threads: int | None = None,
         The engine, ready to run. Close it, or use it as a context manager.
 
     Raises:
-        UsageError: There is no engine of that name, or `threads` is below 1.
+        UsageError: There is no engine of that name, or `threads` is below 1 or above MOST_THREADS.
         EngineUnavailable: Its library is not installed here, or the device is missing.
         BundleError: The graph is missing, or no graph the engine understands.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; an engine needs at least one", "pass threads >= 1, or leave it out")
+    if threads is not None and threads > MOST_THREADS:  # a library starts them all, for minutes, and cannot be stopped
+        raise UsageError(
+            f"threads is {threads}; the most is {MOST_THREADS}", "pass the physical cores, or leave it out"
+        )
     if engine == AUTO:
         from flss_runtime.engines.auto import choose_engine
 

@@ -105,7 +105,7 @@ def _place(graph: Path, threads: int, present: dict[str, str], gpus: list[list[s
 
 def _remembered(place: Path | None, present: dict[str, str]) -> dict[str, float]:
     """Return engine -> milliseconds as measured before; {} where there is nothing that makes sense."""
-    with suppress(ValueError, TypeError, AttributeError, KeyError):
+    with suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError):
         times: dict[str, Any] = json.loads(read_blob(place))["ms"] if place is not None else {}
         if all(engine in present and float(spent) > 0 for engine, spent in times.items()):
             return {engine: float(spent) for engine, spent in times.items()}

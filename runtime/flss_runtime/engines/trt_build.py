@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -123,7 +126,9 @@ def build_engine(library: ModuleType, graph: Path, target: Target, cache: Engine
     builder = library.Builder(messages)
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, messages)
-    if not parser.parse(graph.read_bytes()) or not network.num_inputs:
+    with _signals_wait():
+        parsed = parser.parse(graph.read_bytes())
+    if not parsed or not network.num_inputs:
         raise _parse_error(library, graph, parser)
     _refuse_unsigned(library, graph, messages.warnings)
     config = _config(library, builder, target)
@@ -135,7 +140,8 @@ def build_engine(library: ModuleType, graph: Path, target: Target, cache: Engine
     timings = None if is_rtx(library) else _timings(library, target, cache)
     if timings is not None:
         load_timings(config, read_blob(timings))
-    serialized = builder.build_serialized_network(network, config)
+    with _signals_wait():
+        serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise _build_error(library, graph, target, messages.errors)
     if timings is not None and (content := read_timings(config)):
@@ -168,6 +174,23 @@ def logger(library: ModuleType) -> Any:
             (self.warnings if int(severity) == warning else self.errors).append(" ".join(message.split()))
 
     return Messages()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM take effect after the block: what they raise in the library's logger is swallowed."""
+    came: list[int] = []
+    numbers = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not None]
+    if threading.current_thread() is not threading.main_thread():  # signals do not arrive here
+        numbers = []
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for arrived in came[:1]:
+        signal.raise_signal(arrived)
 
 
 def _config(library: ModuleType, builder: Any, target: Target) -> Any:
