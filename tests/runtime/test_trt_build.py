@@ -141,13 +141,17 @@ def test_both_graphs_build_for_every_target(
 def test_an_interrupt_ends_a_build(tiny: TinyModel, cache: EngineCache, after_s: float) -> None:
     """A signal's handler may run in the library's logger, which swallows what it raises."""
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        for _ in range(100):  # some 0.2 s each
-            build_engine(RTX, tiny.encoder, Target("sm86"), cache)
-    timer.join()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            for _ in range(100):  # some 0.2 s each
+                build_engine(RTX, tiny.encoder, Target("sm86"), cache)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_engines_of_two_targets_differ(graphs: dict[tuple[str, str], Path], cache: EngineCache) -> None:

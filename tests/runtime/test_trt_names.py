@@ -61,7 +61,12 @@ HOLDS = {
 _OTHERS: tuple[Any, ...] = (
     *(str, bytes, dict, list, set, tuple, int, float, slice, deque, Path, logging.Logger, ModuleType, BaseException),
     *(np, npt, np.ndarray, re, re.Match, importlib, logging, builtins, object),
-    *(importlib.import_module("time"), ExitStack),
+    *(
+        importlib.import_module("time"),
+        importlib.import_module("signal"),
+        importlib.import_module("threading"),
+        ExitStack,
+    ),
 )
 
 

@@ -221,8 +221,9 @@ def open_engine(graph: Path, engine: str = "ort", *, threads: int | None = None,
         on_cpu = EngineSpec(spec.engine, "cpu")
         if strict or spec == on_cpu or "cpu" not in _DEVICES[spec.engine]:
             raise
+        opened = _open(on_cpu, graph, threads)
         _warn_once(spec, on_cpu, error.problem)
-        return _open(on_cpu, graph, threads)
+        return opened
 
 
 def _open(spec: EngineSpec, graph: Path, threads: int | None) -> Engine:
