@@ -120,15 +120,18 @@ def build_engine(library: ModuleType, graph: Path, target: Target, cache: Engine
         BundleError: The file is no ONNX graph.
         EngineUnavailable: The library cannot build this graph for this GPU; the message has its own words.
     """
+    with _signals_wait():
+        return _build(library, graph, target, cache)
+
+
+def _build(library: ModuleType, graph: Path, target: Target, cache: EngineCache) -> Built:
     started = time.perf_counter()
     messages = logger(library)
     messages.forget()
     builder = library.Builder(messages)
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, messages)
-    with _signals_wait():
-        parsed = parser.parse(graph.read_bytes())
-    if not parsed or not network.num_inputs:
+    if not parser.parse(graph.read_bytes()) or not network.num_inputs:
         raise _parse_error(library, graph, parser)
     _refuse_unsigned(library, graph, messages.warnings)
     config = _config(library, builder, target)
@@ -140,8 +143,7 @@ def build_engine(library: ModuleType, graph: Path, target: Target, cache: Engine
     timings = None if is_rtx(library) else _timings(library, target, cache)
     if timings is not None:
         load_timings(config, read_blob(timings))
-    with _signals_wait():
-        serialized = builder.build_serialized_network(network, config)
+    serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise _build_error(library, graph, target, messages.errors)
     if timings is not None and (content := read_timings(config)):
