@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -247,6 +248,27 @@ def test_onnxruntime_keeps_usage_data_here_unless_told_otherwise(before: str | N
         environment["ORT_DISABLE_TELEMETRY"] = before
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == after
+
+
+@needs_openvino
+@pytest.mark.parametrize("first", ["encoder", "head"])
+def test_signals_still_arrive_after_openvino_engines_close(tiny: TinyModel, first: str) -> None:
+    """Freed cores left the thread an alternate signal stack in freed memory; any signal ended the process with -11."""
+    script = (
+        "import signal, sys\nfrom pathlib import Path\nfrom flss_runtime.engines import open_engine\n"
+        "engines = {name: open_engine(Path(path), 'openvino', threads=1)"
+        " for name, path in zip(('encoder', 'head'), sys.argv[2:])}\n"
+        "engines.pop(sys.argv[1]).close()\nengines.popitem()[1].close()\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    command = [sys.executable, "-c", script, first, str(tiny.encoder), str(tiny.head)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=_default_sigint)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def _default_sigint() -> None:
+    """Undo what a shell does to processes in the background: they ignore SIGINT, and so would Python."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @needs_openvino

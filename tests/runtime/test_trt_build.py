@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import threading
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +135,22 @@ def test_both_graphs_build_for_every_target(
     assert built.precision == precision, "read back from the network's own types"
     assert len(built.content) > 100_000
     assert 0 < built.seconds < 120
+
+
+@pytest.mark.parametrize("after_s", [0.001, 0.02, 0.1])
+def test_an_interrupt_ends_a_build(tiny: TinyModel, cache: EngineCache, after_s: float) -> None:
+    """A signal's handler may run in the library's logger, which swallows what it raises."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
+    timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            for _ in range(100):  # some 0.2 s each
+                build_engine(RTX, tiny.encoder, Target("sm86"), cache)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_engines_of_two_targets_differ(graphs: dict[tuple[str, str], Path], cache: EngineCache) -> None:

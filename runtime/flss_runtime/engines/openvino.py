@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -47,7 +48,7 @@ class OpenVinoEngine:
         self.threads = threads or physical_cores()
         if not graph.is_file():
             raise BundleError(f"graph {graph} does not exist", "export the bundle again, or correct the path")
-        core = library.Core()
+        core = _core(library)
         _check_present(device.upper(), core.available_devices)
         try:
             model = core.read_model(str(graph))
@@ -110,6 +111,16 @@ class OpenVinoEngine:
     def _check_open(self) -> None:
         if self._request is None:
             raise InferenceError("the engine is closed", "open a new one with open_engine()")
+
+
+@functools.cache
+def _core(library: ModuleType) -> Any:
+    """Return the one core of this process, which is never freed.
+
+    A core that compiles sets the alternate signal stack of its thread, and puts back the one before when it is freed.
+    With two, freed in another order than made, the thread is left with freed memory: the next signal ends the process.
+    """
+    return library.Core()
 
 
 def _settings(device: str, threads: int, hint: str, *, half: bool) -> dict[str, Any]:

@@ -191,8 +191,8 @@ def _signals_wait() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for arrived in came[:1]:
-        signal.raise_signal(arrived)
+        for arrived in came[:1]:  # also when the block failed: whoever asked to stop is not asked again
+            signal.raise_signal(arrived)
 
 
 def _config(library: ModuleType, builder: Any, target: Target) -> Any:
