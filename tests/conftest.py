@@ -12,9 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from .mistakes.world import World
 
 CLASS_NAMES = ("cat", "dog", "fox")
 SIZE = 32
@@ -119,3 +123,20 @@ def calibrated_bundle(tiny_bundle: Path, labelled_pictures: Path, tmp_path_facto
     shutil.copytree(tiny_bundle, path)
     assert main(["calibrate", str(path), "--data", str(labelled_pictures), "--split", "test"]) == 0
     return path
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path,
+    calibrated_bundle: Path,
+    tiny_checkpoint: Path,
+    labelled_pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    """A folder with a calibrated bundle and its checkpoint, which the test runs in."""
+    from .mistakes.world import World
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(calibrated_bundle, tmp_path / "m.bundle")
+    shutil.copy(tiny_checkpoint, tmp_path / "ckpt.pt")
+    return World(tmp_path, tmp_path / "m.bundle", tmp_path / "ckpt.pt", labelled_pictures)

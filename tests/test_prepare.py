@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -14,9 +15,13 @@ import pytest
 from flss_runtime.bundle import load_bundle
 from flss_runtime.bundle_engines import open_bundle_engines
 from flss_runtime.engine_cache import CACHE_VARIABLE, ENGINE_NAME, Built, CacheKey, EngineCache
+from flss_runtime.engines import auto
 from flss_runtime.engines.cuda import Device, find_device
 from flss_runtime.errors import EngineUnavailable
 from flss_runtime.preparation import Prepared, build_for, opens_here, verify_prepared
+
+from .runtime.bundles import edit_manifest
+from .runtime.disks import no_room
 
 needs_rtx = pytest.mark.skipif(
     not any(importlib.util.find_spec(name) for name in ("tensorrt_rtx", "tensorrt_rtx_bindings")),
@@ -67,7 +72,7 @@ def test_real_graphs_in_float16_build_for_every_target_and_turing_gets_the_float
 ) -> None:
     without_gpu()
     bundle = tmp_path / "half.bundle"
-    exported = run("export", tiny_checkpoint, "-o", bundle, "--precision", "fp32,fp16")
+    exported = run("export", tiny_checkpoint, "-o", bundle, "--precision", "fp32,fp16", "--sampling", "logit")
     assert exported.code == 0, exported.err
     targets = "sm75,sm80,sm86,sm89,sm120"
     done = run("prepare", bundle, "--precision", "fp16", "--target", targets, "--format", "json")
@@ -76,8 +81,10 @@ def test_real_graphs_in_float16_build_for_every_target_and_turing_gets_the_float
     assert built == {
         **{(target, "encoder.fp16.onnx"): "fp16" for target in targets.split(",")},
         **{(target, "head.onnx"): "fp32" for target in targets.split(",")[1:]},
+        **{(target, "logit.fp16.onnx"): "fp16" for target in targets.split(",")[1:]},
         ("sm75", "head.fp16.onnx"): "fp16",
     }
+    assert "no logit sampling on sm75: " in done.err and "no logit sampling on sm80" not in done.err
     assert "the float32 head cannot be built for sm75: head.fp16.onnx takes its place" in done.err
 
 
@@ -89,6 +96,7 @@ def test_what_is_there_is_not_built_again_unless_asked(tiny_bundle: Path, run: R
     again = run(*prepare, "--format", "json")
     assert {row["state"] for row in json.loads(again.out)["results"]["engines"]} == {"in the cache"}
     assert "in the cache already" in again.err
+    assert "cached, not verified: no GPU here" in again.err and "built, not verified" not in again.err
     stamps = {entry.folder: (entry.folder / ENGINE_NAME).stat().st_mtime_ns for entry in cache.entries()}
     rebuilt = run(*prepare, "--rebuild", "--format", "json")
     assert {row["state"] for row in json.loads(rebuilt.out)["results"]["engines"]} == {"built"}
@@ -138,6 +146,49 @@ def test_a_cache_that_cannot_be_written_stops_it_before_the_build(
     assert done.code == 7
     assert CACHE_VARIABLE in done.err
     assert "built in" not in done.err
+
+
+@needs_rtx
+def test_a_full_disk_stops_it_before_the_build(tiny_bundle: Path, run: Run, cache: EngineCache) -> None:
+    with no_room(10_000):
+        done = run("prepare", tiny_bundle, "--target", "sm86")
+    assert done.code == 7
+    assert CACHE_VARIABLE in done.err
+    assert "building it" not in done.err
+
+
+def test_a_verdict_that_cannot_be_kept_is_shown_all_the_same(
+    tiny_bundle: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    done = run("prepare", tiny_bundle, "--engine", "ort", "--format", "json")
+    assert done.code == 7
+    assert json.loads(done.out)["results"]["verification"]["verdict"] == "inconclusive"
+    assert "cannot write to the cache" in done.err and CACHE_VARIABLE in done.err
+
+
+def test_auto_names_a_damaged_graph_as_any_engine_does(
+    tiny_bundle: Path, run: Run, cache: EngineCache, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "copy.bundle"))
+    half = (bundle / "encoder.onnx").read_bytes()[:500]
+    (bundle / "encoder.onnx").write_bytes(half)
+    sealed = {"sha256": hashlib.sha256(half).hexdigest(), "size": len(half)}
+    edit_manifest(bundle, lambda manifest: manifest["files"]["encoder.onnx"].update(sealed))
+    done = run("prepare", bundle, "--engine", "auto")
+    assert done.code == 3, done.err
+    assert "export the bundle again" in done.err
+
+
+def test_auto_is_told_the_precision(tiny_checkpoint: Path, tmp_path: Path, run: Run, cache: EngineCache) -> None:
+    bundle = tmp_path / "half.bundle"
+    assert run("export", tiny_checkpoint, "-o", bundle, "--precision", "fp32,fp16").code == 0
+    done = run("prepare", bundle, "--engine", "auto", "--precision", "fp16")
+    if len(auto._present()) == 1:
+        pytest.skip("one engine is here: there is nothing to choose")
+    assert "none computes in fp16 (" in done.err or "left out, because not in fp16: ort in fp32" in done.err
+    assert (done.code == 6) == ("none computes in fp16 (" in done.err), done.err
 
 
 def test_an_engine_that_builds_nothing_is_opened_and_verified(

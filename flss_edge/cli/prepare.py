@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,40 +66,52 @@ def prepare(
     """
     from flss_runtime.bundle import load_bundle
     from flss_runtime.engines import AUTO, parse_engine
+    from flss_runtime.preparation import keep_verdict
 
     check_output(form, output, overwrite)
     loaded = load_bundle(resolve_bundle(bundle))
-    if engine == AUTO:
-        from flss_runtime.engines.auto import choose_engine
-
-        engine = choose_engine(loaded.graph("encoder", precision))
-    report: EquivalenceReport | None
-    if parse_engine(engine).engine != "trt":
+    if engine == AUTO or parse_engine(engine).engine != "trt":
         if target is not None or rebuild:
             raise UsageError(
                 f"--target and --rebuild make no sense with --engine {engine}, which builds as it loads",
                 "leave them out, or pass --engine trt",
             )
-        rows, report, note = _open_once(loaded, engine, precision, strict)
+        done = _open_once(loaded, engine, precision, strict)
+        engine = done.engine  # "auto" has chosen one
     else:
-        rows, report, note = _build(loaded, precision, _targets(target), rebuild)
+        done = _build(loaded, precision, _targets(target), rebuild, strict)
+    report = done.report
     document = Document(
         command="prepare",
         columns=COLUMNS,
-        rows=rows,
-        results={"engines": rows, "verification": None if report is None else report.to_json()},
+        rows=done.rows,
+        results={"engines": done.rows, "verification": None if report is None else report.to_json()},
         artifact={"bundle": str(loaded.path), "digest": loaded.digest},
         config={"engine": engine, "precision": precision, "target": target, "rebuild": rebuild},
         notes=() if report is None else report.notes,
     )
     emit(document, form, output, overwrite)
-    say(note)
-    if report is not None and not report.passed:
+    say(done.note)
+    if report is None:
+        return
+    keep_verdict(loaded, report, done.verified)  # after it was shown: where it cannot be kept, it is known all the same
+    if not report.passed:
         reasons = "; ".join((*report.failures, *report.doubts))
         raise CheckFailed(
             f"{loaded.path} was prepared, but its decisions are not verified on {engine} ({report.verdict}): {reasons}",
             "do not deploy what failed; where images were too few, run flss-edge verify with --data",
         )
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What was prepared, and the verdict on it; `verified` are the engines in the cache that it is about."""
+
+    engine: str
+    rows: list[dict[str, Cell]]
+    report: EquivalenceReport | None
+    note: str
+    verified: Sequence[Prepared] = ()
 
 
 def _targets(text: str | None) -> list[str]:
@@ -109,41 +123,37 @@ def _targets(text: str | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _open_once(
-    bundle: Bundle, engine: str, precision: str, strict: bool
-) -> tuple[list[dict[str, Cell]], EquivalenceReport, str]:
-    from flss_runtime.preparation import roles, verify_prepared
+def _open_once(bundle: Bundle, engine: str, precision: str, strict: bool) -> _Done:
+    from flss_runtime.preparation import verify_prepared
 
     report = verify_prepared(bundle, engine, precision, strict=strict)
     facts = report.facts
     common = {"library": facts["library"], "target": facts["device"], "state": "opened", "verdict": str(report.verdict)}
-    rows = [{"graph": role, "precision": facts["precision"][role], **common} for role in roles(bundle)]
-    return rows, report, f"{engine} builds nothing; it was opened and verified"
+    rows: list[dict[str, Cell]] = [
+        {"graph": role, "precision": facts["precision"][role], **common} for role in facts["graphs"]
+    ]
+    return _Done(report.engine, rows, report, f"{report.engine} builds nothing; it was opened and verified")
 
 
-def _build(
-    bundle: Bundle, precision: str, targets: list[str], rebuild: bool
-) -> tuple[list[dict[str, Cell]], EquivalenceReport | None, str]:
+def _build(bundle: Bundle, precision: str, targets: list[str], rebuild: bool, strict: bool) -> _Done:
     from flss_runtime.engines.libraries import import_library
-    from flss_runtime.engines.trt_build import label
+    from flss_runtime.engines.trt_library import label
     from flss_runtime.preparation import build_for, opens_here, verify_prepared
 
-    prepared = build_for(bundle, precision, targets, rebuild=rebuild, say=say)
+    prepared = build_for(bundle, precision, targets, rebuild=rebuild, strict=strict, say=say)
+    made = "built" if any(part.is_new for part in prepared) else "cached"
     device, library = _device(), label(import_library("trt"))
     here = [part for part in prepared if device is not None and opens_here(part, device, library)]
     if here:
         say("verifying: the bundle's images are replayed through the engines")
-        report = verify_prepared(bundle, "trt", precision, here)
-        return (
-            [_row(part, str(report.verdict) if part in here else NOT_VERIFIED) for part in prepared],
-            report,
-            (f"built and verified: {report.verdict}"),
-        )
+        report = verify_prepared(bundle, "trt", precision, here, strict=strict)
+        rows = [_row(part, str(report.verdict) if part in here else NOT_VERIFIED) for part in prepared]
+        return _Done("trt", rows, report, f"{made} and verified: {report.verdict}", here)
     missing = "no GPU here"
     if device is not None:
         fits = device.capability in targets
         missing = f"engine 'trt' is {library} here" if fits else f"no {' or '.join(targets)} GPU here"
-    return [_row(part, NOT_VERIFIED) for part in prepared], None, f"built, not verified: {missing}"
+    return _Done("trt", [_row(part, NOT_VERIFIED) for part in prepared], None, f"{made}, not verified: {missing}")
 
 
 def _device() -> Device | None:

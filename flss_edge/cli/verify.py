@@ -216,14 +216,19 @@ def _conclude(report: EquivalenceReport, bundle: Bundle, checkpoint: Path | None
     """
     how = f"{report.engine} in {report.precision}"
     if report.verdict is Verdict.FAILED:
+        again = "export again with this engine's versions installed, or choose another --engine"
+        reduced = "choose another --precision or another --engine, and verify that"
         raise CheckFailed(
             f"{bundle.path} does not decide as its checkpoint on engine {how}: {'; '.join(report.failures)}",
-            "do not deploy it: export again with this engine's versions installed, or choose another engine",
+            f"do not deploy it: {again if report.precision == 'fp32' else reduced}",
         )
     if report.verdict is Verdict.INCONCLUSIVE:
         with_torch = " --checkpoint CHECKPOINT" if how == "ort in fp32" and checkpoint is None else ""
+        accepting = "export the bundle again with --data, which keeps 600"
+        if report.judged is not None:
+            accepting = "state with --budget what rate you can accept"
         raise CheckFailed(
             f"{bundle.path} on engine {how} is inconclusive: {'; '.join(report.doubts)}",
-            f"judge more images: --data DATA{with_torch}; or state with --budget what rate you can accept",
+            f"judge more images: --data DATA{with_torch}; or {accepting}",
         )
     say(f"VERIFY PASSED: {bundle.path} decides as its checkpoint on engine {how}")

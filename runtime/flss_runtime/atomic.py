@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -106,10 +106,14 @@ def atomic_directory(path: str | Path, overwrite: bool = False) -> Iterator[Path
 
 
 @contextmanager
-def one_writer(directory: str | Path) -> Iterator[None]:
+def one_writer(directory: str | Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Wait until no other process is in this block for the same directory.
 
     Where the system or the file system has no locks, it does not wait.
+
+    Args:
+        directory: It has to exist.
+        on_wait: Called before a wait, for another process is in the block.
     """
     try:
         import fcntl
@@ -119,7 +123,11 @@ def one_writer(directory: str | Path) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing releases it, and so does a kill
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing releases it, and so does a kill
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

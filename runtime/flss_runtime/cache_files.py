@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,8 @@ from flss_runtime.atomic import atomic_write
 from flss_runtime.errors import OutputError
 
 CACHE_VARIABLE = "FLSS_EDGE_CACHE"
+_MAKE_ROOM = f"make it writable and free some space, or set {CACHE_VARIABLE} to another directory"
+_CHUNK = 1 << 20
 
 _log = logging.getLogger("flss_runtime")
 _warned: set[Path] = set()
@@ -50,7 +54,7 @@ def write_blob(path: Path, content: bytes) -> None:
     """Keep what a library wants to find again; a place that cannot be written costs time at the next start only."""
     try:
         make_private(path.parent)
-        with atomic_write(path) as temporary:
+        with cache_write(path) as temporary:
             temporary.write_bytes(content)
     except OutputError as error:
         _log.debug("not kept: %s", error.problem)
@@ -107,10 +111,51 @@ def as_output_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"cannot write to the cache {folder}: {error.strerror or error}",
-            f"make it writable and free some space, or set {CACHE_VARIABLE} to another directory",
-        ) from error
+        raise OutputError(f"cannot write to the cache {folder}: {error.strerror or error}", _MAKE_ROOM) from error
+
+
+@contextmanager
+def cache_write(path: Path) -> Iterator[Path]:
+    """Write a file as `atomic_write` does, in the place of whatever is there: a folder of its name is damage.
+
+    Yields:
+        An empty temporary file.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    if not path.is_file():
+        discard(path)
+    try:
+        with atomic_write(path) as temporary:
+            yield temporary
+    except OutputError as error:
+        raise OutputError(error.problem, _MAKE_ROOM) from error
+
+
+def discard(path: Path) -> None:
+    """Remove what has a name in the cache, if there is anything, be it a folder.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    with as_output_error(path.parent):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def try_writing(folder: Path, size: int = _CHUNK) -> None:
+    """Find out whether a folder takes a file of so many bytes; nothing of it stays, not even after a kill.
+
+    Raises:
+        OSError: It does not.
+    """
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        while size > 0:
+            size -= file.write(bytes(min(size, _CHUNK)))
+        os.fsync(file.fileno())  # some file systems say only here that there is no room
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -127,5 +172,5 @@ def write_object(path: Path, values: Mapping[str, Any]) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    with atomic_write(path) as temporary:
+    with cache_write(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flss_runtime import jetson, machine
-from flss_runtime.engine_cache import CACHE_VARIABLE, EngineCache
+from flss_runtime.engine_cache import EngineCache
 from flss_runtime.engine_trial import Trial, try_engine
 from flss_runtime.engines.trt import import_tensorrt
-from flss_runtime.engines.trt_build import label
+from flss_runtime.engines.trt_library import label
 from flss_runtime.environment import describe_environment, version_of
 from flss_runtime.errors import EngineUnavailable, OutputError
 from flss_runtime.gpu import Driver, Gpu, find_gpus
@@ -151,8 +151,8 @@ def _describe_cache() -> dict[str, Any]:
     try:
         cache = EngineCache()
     except OutputError as error:
-        return {"root": None, "writable": False, "bytes": 0, "engines": [], "problem": error.problem}
-    nearest = next((folder for folder in (cache.root, *cache.root.parents) if folder.exists()), cache.root)
+        return {"root": None, "usable": False, "bytes": 0, "engines": [], "problem": error.problem, "fix": error.fix}
+    problem, fix = _try_cache(cache)
     engines = [
         {
             "graph": entry.graph_name,
@@ -166,10 +166,22 @@ def _describe_cache() -> dict[str, Any]:
     ]
     return {
         "root": _below_home(cache.root),
-        "writable": os.access(nearest, os.W_OK | os.X_OK),
+        "usable": not problem,
+        "problem": problem,
+        "fix": fix,
         "bytes": sum(_size(Path(folder, name)) for folder, _, names in os.walk(cache.root) for name in names),
         "engines": engines,
     }
+
+
+def _try_cache(cache: EngineCache) -> tuple[str, str]:
+    """Return what stands against keeping engines here and loading them again, and what to do; "" twice for nothing."""
+    try:
+        cache.check()
+    except OutputError as error:
+        full, shown = str(cache.root), _below_home(cache.root)
+        return error.problem.replace(full, shown), error.fix.replace(full, shown)
+    return "", ""
 
 
 def _size(file: Path) -> int:
@@ -190,9 +202,8 @@ def _below_home(folder: Path) -> str:
 
 def _check_cache() -> Check:
     found = _describe_cache()
-    if not found["writable"]:
-        fix = f"make it writable, or set {CACHE_VARIABLE} to another directory: without it engines are built every time"
-        return Check("cache", "warn", f"{found['root'] or found['problem']} cannot be written", fix)
+    if not found["usable"]:
+        return Check("cache", "warn", found["problem"], found["fix"])
     engines = found["engines"]
     passed = sum(engine["verdict"] == "passed" for engine in engines)
     detail = f"{len(engines)} engines, {passed} verified; {found['bytes'] / 2**20:.1f} MiB in {found['root']}"

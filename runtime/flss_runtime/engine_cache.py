@@ -11,122 +11,52 @@ made for its owner alone, and engines are not loaded from a directory that is an
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from flss_runtime.atomic import atomic_write, one_writer
+from flss_runtime.atomic import one_writer
 from flss_runtime.cache_files import (
     CACHE_VARIABLE,
     as_output_error,
     cache_root,
+    cache_write,
     check_private,
+    discard,
     make_private,
-    read_object,
-    write_object,
+    try_writing,
+)
+from flss_runtime.engine_entry import (
+    ENGINE_NAME,
+    KEY_NAME,
+    VERDICT_NAME,
+    Built,
+    CacheKey,
+    Entry,
+    order,
+    read_entries,
+    read_entry,
+    write_entry,
 )
 from flss_runtime.errors import OutputError
 
-__all__ = ["CACHE_VARIABLE", "Built", "CacheKey", "EngineCache", "Entry", "cache_root"]
+__all__ = [
+    "CACHE_VARIABLE",
+    "ENGINE_NAME",
+    "KEY_NAME",
+    "VERDICT_NAME",
+    "Built",
+    "CacheKey",
+    "EngineCache",
+    "Entry",
+    "cache_root",
+]
 
-ENGINE_NAME, KEY_NAME, VERDICT_NAME = "engine.bin", "key.json", "verdict.json"
 _ENGINES, _VERDICTS = "engines", "verdicts"
-_FORMAT = 1
 
 _log = logging.getLogger("flss_runtime")
-
-
-@dataclass(frozen=True, slots=True)
-class CacheKey:
-    """What an engine was built from and for; another value of any of it is another engine.
-
-    Attributes:
-        graph: SHA-256 of the ONNX file. It covers the precision, which is a fact of the graph.
-        library: Name and version, such as "tensorrt 11.4.0.106".
-        target: Processor it runs on, such as "sm86".
-        driver: Version of the driver, or "any" where the library does not care.
-        profile: Batch sizes it was built for, and whatever else the builder was told.
-    """
-
-    graph: str
-    library: str
-    target: str
-    driver: str = "any"
-    profile: str = ""
-
-    @property
-    def digest(self) -> str:
-        """Name of the folder: SHA-256 of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-    def __str__(self) -> str:
-        """Say for whom the engine is, in words; the graph is named elsewhere."""
-        return f"{self.library} on {self.target}" + ("" if self.driver == "any" else f", driver {self.driver}")
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """An engine as its builder hands it over.
-
-    Attributes:
-        content: The serialized engine.
-        precision: What the builder read back of it: "fp32", "fp16", "bf16", "int8" or "none".
-        seconds: Time the build took.
-    """
-
-    content: bytes
-    precision: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One engine in the cache, or the place of a verdict on a library that builds none.
-
-    Attributes:
-        folder: Its place.
-        key: What it was built from and for.
-        graph_name: File name of the graph, for people.
-        precision: As in `Built`.
-        seconds: As in `Built`.
-        size: Bytes of engine.bin; 0 without an engine.
-        sha256: Of engine.bin; "" without an engine.
-    """
-
-    folder: Path
-    key: CacheKey
-    graph_name: str
-    precision: str
-    seconds: float
-    size: int
-    sha256: str
-
-    def load(self) -> Built | None:
-        """Read the engine; None where it is not what was stored."""
-        try:
-            content = (self.folder / ENGINE_NAME).read_bytes()
-        except OSError:
-            return None
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            return None
-        return Built(content, self.precision, self.seconds)
-
-    def verdict(self) -> dict[str, Any] | None:
-        """Return what the gate said of this engine, None where it was not asked or the answer is not readable."""
-        verdict = read_object(self.folder / VERDICT_NAME)
-        return verdict if verdict is not None and verdict.get("engine_sha256") == self.sha256 else None
-
-    def store_verdict(self, verdict: Mapping[str, Any]) -> None:
-        """Keep what the gate said of this engine.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        write_object(self.folder / VERDICT_NAME, {**verdict, "engine_sha256": self.sha256})
 
 
 class EngineCache:
@@ -145,16 +75,16 @@ class EngineCache:
 
     def entry(self, key: CacheKey) -> Entry | None:
         """Return the engine of a key, None where there is none."""
-        return _read_entry(self.folder(key))
+        return read_entry(self.folder(key))
 
     def entries(self) -> list[Entry]:
         """Return every engine that can be read, in the order of their graphs' names and targets."""
-        return _read_entries(self.root / _ENGINES)
+        return read_entries(self.root / _ENGINES)
 
     def judged(self) -> list[Entry]:
         """Return everything that has a verdict, with an engine or without, in the same order."""
-        entries = [*self.entries(), *_read_entries(self.root / _VERDICTS)]
-        return sorted((entry for entry in entries if entry.verdict() is not None), key=_order)
+        entries = [*self.entries(), *read_entries(self.root / _VERDICTS)]
+        return sorted((entry for entry in entries if entry.verdict() is not None), key=order)
 
     def store_bare(self, key: CacheKey, graph_name: str, precision: str) -> Entry:
         """Make an entry without an engine, to keep a verdict in; it is none of `entries`.
@@ -165,16 +95,34 @@ class EngineCache:
         folder = self.root / _VERDICTS / key.digest
         make_private(folder)
         entry = Entry(folder, key, graph_name, precision, 0.0, 0, "")
-        _write_entry(entry)
+        write_entry(entry)
         return entry
 
-    def reserve(self, key: CacheKey) -> None:
+    def reserve(self, key: CacheKey, size: int = 0) -> None:
         """Make the folder of an engine, to learn before a long build that it could not be stored.
 
+        Args:
+            key: What the engine will be known by.
+            size: Bytes that it will take, roughly.
+
         Raises:
-            OutputError: It cannot be made.
+            OutputError: The folder cannot be made, or holds no file of this size.
         """
         make_private(self.folder(key))
+        with as_output_error(self.folder(key)):
+            try_writing(self.folder(key), size)
+
+    def check(self) -> None:
+        """Find out whether engines can be kept here and loaded again, changing nothing.
+
+        Raises:
+            OutputError: Others could put their code into the cache, or it cannot be written to.
+        """
+        check_private(self.root, *(self.root / name for name in (_ENGINES, _VERDICTS)))
+        check_private(*(entry.folder for entry in self.entries()))
+        place = self.root / _ENGINES
+        with as_output_error(self.root):
+            try_writing(next(folder for folder in (place, *place.parents) if folder.exists()))
 
     def store(self, key: CacheKey, graph_name: str, built: Built) -> Entry:
         """Put an engine in its place; a verdict on the one before goes.
@@ -189,11 +137,10 @@ class EngineCache:
         entry = Entry(folder, key, graph_name, built.precision, built.seconds, len(built.content), digest)
         make_private(folder)
         for name in (VERDICT_NAME, KEY_NAME):
-            with as_output_error(folder):
-                (folder / name).unlink(missing_ok=True)
-        with atomic_write(folder / ENGINE_NAME) as temporary:
+            discard(folder / name)
+        with cache_write(folder / ENGINE_NAME) as temporary:
             temporary.write_bytes(built.content)
-        _write_entry(entry)
+        write_entry(entry)
         return entry
 
     def obtain(
@@ -227,7 +174,7 @@ class EngineCache:
         before = self.entry(key)
         if not rebuild and before is not None and (stored := before.load()) is not None:
             return stored
-        with self._one_builder(key):
+        with self._one_builder(key, lambda: say(f"engine for {graph_name}: another process builds it, waiting")):
             now = self.entry(key)
             if now is not None and (now != before or not rebuild) and (stored := now.load()) is not None:
                 return stored  # somebody else was faster
@@ -243,6 +190,8 @@ class EngineCache:
         if before is not None:
             reason = "building again, as asked" if rebuild else "the stored file is damaged: rebuilding"
             return f"engine for {graph_name}: {reason}, {_about(before.seconds)}"
+        if any(os.path.lexists(self.folder(key) / name) for name in (KEY_NAME, ENGINE_NAME)):
+            return f"engine for {graph_name}: what is stored cannot be read: rebuilding"
         library = key.library.partition(" ")[0]  # another library's engine and time say nothing about this one
         others = [entry for entry in self.entries() if entry.key.graph == key.graph]
         others = [entry for entry in others if entry.key.library.partition(" ")[0] == library]
@@ -255,48 +204,16 @@ class EngineCache:
         )
 
     @contextmanager
-    def _one_builder(self, key: CacheKey) -> Iterator[None]:
+    def _one_builder(self, key: CacheKey, on_wait: Callable[[], None]) -> Iterator[None]:
         folder = self.folder(key)
         try:
             make_private(folder)
         except OutputError:  # storing will fail too, and say so
             yield
             return
-        with one_writer(folder):
+        with one_writer(folder, on_wait):
             yield
 
 
 def _about(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds >= 1 else "about a second"
-
-
-def _order(entry: Entry) -> tuple[str, str, str]:
-    return entry.graph_name, str(entry.key), entry.key.digest
-
-
-def _write_entry(entry: Entry) -> None:
-    values = {name: value for name, value in asdict(entry).items() if name != "folder"}
-    write_object(entry.folder / KEY_NAME, {"format": _FORMAT, **values})
-
-
-def _read_entries(parent: Path) -> list[Entry]:
-    try:
-        folders = list(parent.iterdir())
-    except OSError:  # nothing was stored yet, or it is not ours to read
-        return []
-    return sorted((entry for folder in folders if (entry := _read_entry(folder)) is not None), key=_order)
-
-
-def _read_entry(folder: Path) -> Entry | None:
-    values = read_object(folder / KEY_NAME)
-    if values is None or values.pop("format", None) != _FORMAT:
-        return None
-    try:
-        entry = Entry(folder=folder, key=CacheKey(**values.pop("key")), **values)
-    except (KeyError, TypeError):  # written by another version
-        return None
-    texts = entry.graph_name, entry.precision, entry.sha256, *asdict(entry.key).values()
-    sound = all(isinstance(text, str) for text in texts) and isinstance(entry.size, int)
-    if not sound or not isinstance(entry.seconds, int | float):  # damaged
-        return None
-    return entry if entry.key.digest == folder.name else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flss_runtime.attacked import RobustComparison
@@ -11,6 +11,7 @@ from flss_runtime.comparison import Comparison
 from flss_runtime.flips import FlipTest, Verdict
 
 STORED = "votes of the trainer's framework in reference.npz"
+GOLDEN = "tensors and votes of the trainer's framework in golden.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class EquivalenceReport:
         data: The same on images of one's own; None where there are none. Where there are, they are what is judged.
         data_reference: What the engine is compared with on them.
         adversarial: Robust accuracy on attacked images; None where there are none.
+        fused_golden: The fused graph's replay of golden.npz; this and the next are None where no such graph runs here.
+        fused: Its replay of the judged images, whose changed decisions are held against the budget too.
+        logit: The Gaussian that the logit graph gives for the golden images, against encoder and head.
         other_noise: The engine beside itself under other noise, on up to 300 of the judged images: how often a decision
             changes from one look at an image to the next; None where no images were compared.
         notes: What a reader has to know to weigh the verdict.
@@ -46,6 +50,9 @@ class EquivalenceReport:
     data: Comparison | None = None
     data_reference: str = ""
     adversarial: RobustComparison | None = None
+    fused_golden: Comparison | None = None
+    fused: Comparison | None = None
+    logit: Comparison | None = None
     other_noise: Comparison | None = None
     notes: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
@@ -57,18 +64,22 @@ class EquivalenceReport:
 
     @property
     def against(self) -> str:
-        """What the decisions on them are compared with."""
-        return self.data_reference if self.data else STORED
+        """What the decisions on them are compared with; where there are none, what the golden images are."""
+        if self.data:
+            return self.data_reference
+        return STORED if self.reference else GOLDEN
 
     @property
     def flips(self) -> tuple[FlipTest, ...]:
         """Each kind of changed decision, judged; empty where no images were compared."""
-        return self.judged.flip_tests(self.budget) if self.judged else ()
+        found = self.judged.flip_tests(self.budget) if self.judged else ()
+        again = self.fused.flip_tests(self.budget) if self.fused else ()
+        return (*found, *(replace(test, kind=f"fused {test.kind}") for test in again))
 
     @property
     def failures(self) -> tuple[str, ...]:
         """What exceeds a limit or the budget, in words."""
-        parts = (self.golden, self.reference, self.data, self.adversarial)
+        parts = (self.golden, self.reference, self.data, self.adversarial, self.fused_golden, self.fused, self.logit)
         failures = [failure for part in parts if part is not None for failure in part.failures]
         return (*failures, *(str(test) for test in self.flips if test.verdict is Verdict.FAILED))
 
@@ -109,6 +120,9 @@ class EquivalenceReport:
             "reference": self.reference.to_json() if self.reference else None,
             "data": {**self.data.to_json(), "reference": self.data_reference} if self.data else None,
             "adversarial": self.adversarial.to_json() if self.adversarial else None,
+            "fused_golden": self.fused_golden.to_json() if self.fused_golden else None,
+            "fused": self.fused.to_json() if self.fused else None,
+            "logit": self.logit.to_json() if self.logit else None,
             "other_noise": self.other_noise.to_json() if self.other_noise else None,
             "failures": list(self.failures),
             "doubts": list(self.doubts),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,10 @@ def test_calibration_records_what_voted(
     (entry,) = json.loads((bundle / "policy.json").read_text())["calibrations"]
     version = import_library("ort").__version__
     assert entry["engine"] == f"ort (onnxruntime {version}, CPUExecutionProvider, fp32)"
+
+
+def test_the_help_names_everything_that_auto_tries(run: Runner) -> None:
+    (said,) = re.findall(
+        r"or auto for the fastest of (.*?) on this machine", " ".join(run("prepare", "--help").out.split())
+    )
+    assert set(said.replace(" and ", ", ").split(", ")) == set(auto._CANDIDATES)

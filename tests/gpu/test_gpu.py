@@ -11,7 +11,7 @@ import pytest
 from flss_runtime.bundle import load_bundle
 from flss_runtime.engines.cuda import Device, find_device
 from flss_runtime.engines.trt import import_tensorrt
-from flss_runtime.engines.trt_build import is_rtx, label
+from flss_runtime.engines.trt_library import is_rtx, label
 from flss_runtime.errors import EngineUnavailable
 
 needs_gpu = pytest.mark.gpu

@@ -19,6 +19,7 @@ from flss_runtime.errors import BundleError, EngineUnavailable, FLSSError
 from flss_runtime.opening import open_classifier
 
 from .bundles import NOISE_SCALE, NUM_SAMPLES, write_tiny
+from .reduced import save_fp16, save_int8
 from .test_conformance import ABSENT
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def measured(cache: Path) -> list[Path]:
 
 
 def rewrite(place: Path, times: Any) -> None:
-    place.write_text(json.dumps({"ms": times}))
+    place.write_text(json.dumps({"ms": times, "precision": dict.fromkeys(times, "fp32")}))
 
 
 @both
@@ -74,7 +75,10 @@ def test_it_is_remembered(
         assert engine.name == fastest
     policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, 0)
     with open_classifier(write_tiny(tmp_path / "a.bundle", tiny), "auto", policy=policy, threads=1) as classifier:
-        assert (classifier.encoder.name, classifier.head.name) == (fastest, fastest)  # the head is not asked
+        assert [each.name for each in classifier.sampler.engines.values()] == [
+            fastest,
+            fastest,
+        ]  # the head is not asked
     assert measured(cache) == [place]
 
 
@@ -175,7 +179,7 @@ def test_a_candidate_that_cannot_load_the_graph_is_left_out(
 @both
 def test_a_graph_that_no_candidate_runs_is_an_error_that_says_why(cache: Path, tmp_path: Path) -> None:
     graph = distances(tmp_path / "distances.onnx", "nobody.knows")
-    with pytest.raises(EngineUnavailable, match=r"no engine here runs distances.onnx: ort: onnx.*openvino: openvino"):
+    with pytest.raises(BundleError, match=r"no engine here runs distances.onnx: ort: onnx.*openvino: openvino"):
         choose_engine(graph, threads=1)
     assert measured(cache) == []
 
@@ -206,3 +210,50 @@ def test_another_gpu_or_driver_is_measured_anew(tiny: TinyModel) -> None:
 def test_a_missing_graph_is_what_is_complained_about(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="does not exist"):
         choose_engine(tmp_path / "absent.onnx")
+
+
+@both
+def test_a_graph_that_every_candidate_finds_damaged_is_a_damaged_bundle(tiny: TinyModel, tmp_path: Path) -> None:
+    half = tmp_path / "half.onnx"
+    half.write_bytes(tiny.encoder.read_bytes()[:500])
+    with pytest.raises(BundleError, match=r"no engine here runs half.onnx: ort: .*; openvino: ") as caught:
+        choose_engine(half, threads=1)
+    assert caught.value.exit_code == 3
+
+
+@both
+def test_who_computes_in_another_precision_is_left_out_and_named(
+    tiny: TinyModel, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = save_fp16(tmp_path / "half.onnx", tiny)
+    choose_engine(graph, threads=1, precision="fp16")
+    (place,) = measured(cache)
+    found = json.loads(place.read_text())
+    assert found["precision"]["ort"] == "fp32", "ONNX Runtime has no float16 on the CPU"
+    for computes, chosen, said in (
+        ("fp16", "openvino", "openvino 5 ms a run, 1 thread; left out, because not in fp16: ort in fp32"),
+        ("fp32", "ort", "none computes in fp16 (ort in fp32, openvino in fp32): ort 4 ms against openvino 5 ms"),
+        ("none", "openvino", "openvino 5 ms a run, 1 thread; left out, because not in fp16: ort in fp32"),
+    ):
+        times = {"ort": 4.0, "openvino": 5.0}
+        place.write_text(json.dumps({"ms": times, "precision": {"ort": "fp32", "openvino": computes}}))
+        caplog.clear()
+        assert choose_engine(graph, threads=1, precision="fp16") == chosen
+        assert said in caplog.records[-1].getMessage()
+        assert choose_engine(graph, threads=1) == "ort", "nobody asked for a precision"
+
+
+@both
+def test_what_was_measured_without_asking_for_the_precision_is_measured_anew(
+    tiny: TinyModel, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = save_int8(tmp_path / "int8.onnx", tiny)
+    choose_engine(graph, threads=1)
+    (place,) = measured(cache)
+    assert json.loads(place.read_text())["precision"] == {}
+    caplog.clear()
+    choose_engine(graph, threads=1, precision="int8")
+    assert "measured earlier" not in caplog.text
+    assert json.loads(place.read_text())["precision"].items() >= {"ort": "int8", "openvino": "int8"}.items()
+    choose_engine(graph, threads=1, precision="int8")
+    assert "measured earlier" in caplog.text

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +12,8 @@ import pytest
 from flss_runtime.cache_files import CACHE_VARIABLE, cache_root, check_private, read_blob, write_blob
 from flss_runtime.engine_cache import Built, CacheKey, EngineCache
 from flss_runtime.errors import OutputError
+
+from .disks import let_all_enter, no_room, unprivileged
 
 KEY = CacheKey("a" * 64, "tensorrt 10.3.0", "sm86 (NVIDIA GeForce RTX 3080)", "CUDA 12.6", "1 and many")
 BUILT = Built(b"engine" * 1000, "fp32", 42.4)
@@ -87,19 +85,6 @@ def test_a_folder_of_the_group_is_said_once(tmp_path: Path, caplog: pytest.LogCa
     ]
 
 
-@contextmanager
-def no_room(size: int) -> Iterator[None]:
-    """Let no file grow past `size` bytes: the write fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 def test_a_full_disk_costs_the_cache_and_not_the_engine(cache: EngineCache) -> None:
     lines: list[str] = []
     with no_room(2000):
@@ -117,23 +102,8 @@ def test_a_full_disk_costs_the_cache_and_not_the_engine(cache: EngineCache) -> N
     assert entry is None or entry.load() == BUILT
 
 
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Be somebody whom permissions bind, also where the tests run as root."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 def test_a_read_only_cache_is_read_and_not_written(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        if folder.stat().st_uid == os.geteuid() and folder != Path("/tmp"):
-            folder.chmod(0o755)
+    let_all_enter(tmp_path)
     cache = EngineCache(tmp_path / "cache")
     entry = cache.store(KEY, "encoder.onnx", BUILT)
     for folder in (cache.root, entry.folder.parent, entry.folder):
@@ -164,3 +134,23 @@ def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
     assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
     with pytest.raises(OutputError):
         cache.store(KEY, "encoder.onnx", BUILT)
+
+
+def test_an_engine_that_has_no_room_is_known_before_it_is_built(cache: EngineCache) -> None:
+    cache.reserve(KEY, 6000)
+    with no_room(2000):
+        cache.reserve(KEY, 1500)
+        with pytest.raises(OutputError, match="cannot write to the cache") as caught:
+            cache.reserve(KEY, 6000)
+    assert CACHE_VARIABLE in caught.value.fix
+    assert list(cache.folder(KEY).iterdir()) == [], "the attempt leaves nothing"
+
+
+def test_what_cannot_be_written_names_the_caches_variable(cache: EngineCache) -> None:
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    with no_room(2000), pytest.raises(OutputError) as caught:
+        cache.store(KEY, "encoder.onnx", BUILT)
+    assert CACHE_VARIABLE in caught.value.fix
+    with no_room(10), pytest.raises(OutputError) as caught:
+        entry.store_verdict({"verdict": "passed"})
+    assert CACHE_VARIABLE in caught.value.fix

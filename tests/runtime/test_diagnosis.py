@@ -12,8 +12,11 @@ import pytest
 
 from flss_runtime import diagnosis, engine_trial
 from flss_runtime.diagnosis import Check, Diagnosis, diagnose
+from flss_runtime.engine_cache import CACHE_VARIABLE, Built, CacheKey, EngineCache
 from flss_runtime.engine_trial import GRAPH, try_engine
 from flss_runtime.errors import UsageError
+
+from .disks import let_all_enter, no_room, unprivileged
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,59 @@ def test_two_runtime_wheels_over_each_other_are_a_conflict(tmp_path: Path, monke
     found = by_name(diagnose().checks, "conflicts")
     assert found.status == "fail" and "onnxruntime-gpu 1.30.0" in found.detail
     assert found.fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    cache = EngineCache()
+    cache.store(CacheKey("a" * 64, "library 1", "sm86"), "encoder.onnx", Built(b"engine", "fp32", 1.0))
+    return cache
+
+
+def test_a_cache_that_works_is_ok_and_not_touched(cache: EngineCache, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert diagnosis._check_cache().status == "ok" and diagnosis._describe_cache()["usable"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["root", "engines", "engine"])
+def test_a_cache_that_everybody_may_write_to_is_not_ok(cache: EngineCache, place: str) -> None:
+    (entry,) = cache.entries()
+    folder = {"root": cache.root, "engines": entry.folder.parent, "engine": entry.folder}[place]
+    folder.chmod(0o777)
+    found = diagnosis._check_cache()
+    assert found.status == "warn" and "everybody may write" in found.detail and f"chmod go-w {folder}" in found.fix
+
+
+def test_a_cache_on_a_full_disk_is_not_ok(cache: EngineCache) -> None:
+    with no_room(2000):
+        found, described = diagnosis._check_cache(), diagnosis._describe_cache()
+    assert found.status == "warn" and "cannot write to the cache" in found.detail and CACHE_VARIABLE in found.fix
+    assert not described["usable"] and len(described["engines"]) == 1
+
+
+def test_a_read_only_cache_is_not_ok(cache: EngineCache, tmp_path: Path) -> None:
+    let_all_enter(tmp_path)
+    folders = [cache.root, cache.root / "engines"]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        with unprivileged():
+            found = diagnosis._check_cache()
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert found.status == "warn" and "Permission denied" in found.detail and CACHE_VARIABLE in found.fix
+
+
+def test_a_problem_of_the_cache_does_not_tell_where_home_is(
+    cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache.root.chmod(0o777)
+    found = diagnosis._check_cache()
+    assert str(tmp_path) not in found.detail + found.fix and "chmod go-w ~/cache" in found.fix
 
 
 def test_a_cache_that_changes_while_it_is_counted(tmp_path: Path) -> None:

@@ -1,13 +1,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +94,24 @@ def test_unreadable_facts_are_no_entry(cache: EngineCache, content: str) -> None
     assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
 
 
+@pytest.mark.parametrize("name", [ENGINE_NAME, KEY_NAME, VERDICT_NAME])
+def test_a_folder_in_the_place_of_a_file_is_damage_and_goes(cache: EngineCache, name: str) -> None:
+    entry = cache.store(KEY, "encoder.onnx", BUILT)
+    (entry.folder / name).unlink(missing_ok=True)
+    (entry.folder / name).mkdir()
+    (entry.folder / name / "file").touch()
+    if name == VERDICT_NAME:
+        assert entry.verdict() is None
+        entry.store_verdict({"verdict": "passed"})
+        assert (entry.verdict() or {})["verdict"] == "passed"
+        return
+    lines: list[str] = []
+    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lines.append) == BUILT
+    said = {ENGINE_NAME: "the stored file is damaged", KEY_NAME: "what is stored cannot be read"}[name]
+    assert len(lines) == 1 and said in lines[0] and "rebuilding" in lines[0]
+    assert cache.obtain(KEY, "encoder.onnx", never) == BUILT
+
+
 def test_an_entry_of_another_key_is_not_believed(cache: EngineCache) -> None:
     entry = cache.store(KEY, "encoder.onnx", BUILT)
     other = replace(KEY, graph="b" * 64)
@@ -163,85 +175,6 @@ def test_a_failed_build_leaves_nothing(cache: EngineCache) -> None:
         cache.obtain(KEY, "encoder.onnx", fail, say=lambda line: None)
     assert cache.entries() == []
     assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
-
-
-def _obtain_slowly(root: Path, start: float, folder: Path) -> None:
-    def build() -> Built:
-        (folder / f"built-{os.getpid()}").touch()
-        time.sleep(0.5)
-        return BUILT
-
-    time.sleep(max(0.0, start - time.time()))
-    built = EngineCache(root).obtain(KEY, "encoder.onnx", build, say=lambda line: None)
-    assert built == BUILT
-    (folder / f"done-{os.getpid()}").touch()
-
-
-def test_of_two_processes_one_builds_and_the_other_waits(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    arguments = (tmp_path / "cache", time.time() + 2, tmp_path)
-    processes = [context.Process(target=_obtain_slowly, args=arguments) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert len(list(tmp_path.glob("done-*"))) == 3
-    assert len(list(tmp_path.glob("built-*"))) == 1
-
-
-def test_other_keys_do_not_wait(cache: EngineCache) -> None:
-    inside, leave = threading.Event(), threading.Event()
-
-    def build() -> Built:
-        inside.set()
-        assert leave.wait(30)
-        return BUILT
-
-    slow = threading.Thread(target=cache.obtain, args=(KEY, "encoder.onnx", build), kwargs={"say": lambda line: None})
-    slow.start()
-    assert inside.wait(30)
-    try:
-        cache.obtain(replace(KEY, graph="b" * 64), "head.onnx", lambda: BUILT, say=lambda line: None)
-        assert [entry.graph_name for entry in cache.entries()] == ["head.onnx"]
-    finally:
-        leave.set()
-        slow.join()
-    assert len(cache.entries()) == 2
-
-
-def test_a_killed_builder_leaves_no_entry_and_no_lock(cache: EngineCache) -> None:
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom flss_runtime.engine_cache import *\n"
-        f"def build():\n    print('building', flush=True)\n    time.sleep(60)\n"
-        f"EngineCache(Path(sys.argv[1])).obtain({KEY!r}, 'encoder.onnx', build, say=lambda line: None)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(cache.root)], stdout=subprocess.PIPE, text=True) as builder:
-        assert builder.stdout is not None
-        assert builder.stdout.readline() == "building\n"
-        builder.send_signal(signal.SIGKILL)
-    assert cache.obtain(KEY, "encoder.onnx", lambda: BUILT, say=lambda line: None) == BUILT
-
-
-def test_whoever_reads_while_it_is_written_sees_all_or_nothing(cache: EngineCache) -> None:
-    contents = [bytes([number]) * 200_000 for number in range(30)]
-    stop = threading.Event()
-    torn: list[Built] = []
-
-    def read() -> None:
-        while not stop.is_set():
-            entry = cache.entry(KEY)
-            built = entry.load() if entry is not None else None
-            if built is not None and built.content not in contents:
-                torn.append(built)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for content in contents:
-        cache.store(KEY, "encoder.onnx", replace(BUILT, content=content))
-    stop.set()
-    reader.join()
-    assert torn == []
 
 
 def test_builds_are_announced_on_the_log(

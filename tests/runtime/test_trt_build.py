@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from flss_runtime.engine_cache import CacheKey, EngineCache
-from flss_runtime.engines import cuda, open_engine
+from flss_runtime.engines import cuda
 from flss_runtime.engines.trt import import_tensorrt
 from flss_runtime.engines.trt_build import (
     MAX_SAMPLES,
@@ -23,17 +23,14 @@ from flss_runtime.engines.trt_build import (
     _build_error,
     build_engine,
     cache_key,
-    is_rtx,
-    label,
-    logger,
     parse_target,
 )
+from flss_runtime.engines.trt_library import is_rtx, label, logger
 from flss_runtime.errors import (
     BundleError,
     EngineUnavailable,
     FLSSError,
     GraphNotSupported,
-    InferenceError,
     UsageError,
 )
 
@@ -170,32 +167,31 @@ def test_a_graph_without_heavy_layers_has_no_precision(tmp_path: Path, cache: En
     assert build_engine(RTX, path, Target("sm86"), cache).precision == "none"
 
 
-def test_int8_is_read_back_and_never_called_float(tmp_path: Path, cache: EngineCache) -> None:
-    """Signed and symmetric, as TensorRT takes it."""
-    path, node = tmp_path / "int8.onnx", helper.make_node
-    weights = {"scale": np.float32(0.1), "zero": np.int8(0), "w_q": np.ones((16, 16), np.int8)}
+def save_quantized(path: Path, kind: type[np.int8] | type[np.uint8]) -> Path:
+    """A matrix product of activations in 8 bits of a kind and of signed weights."""
+    node = helper.make_node
+    weights = {"scale": np.float32(0.1), "zero": kind(0), "w_zero": np.int8(0), "w_q": np.ones((16, 16), np.int8)}
     nodes = [
         node("QuantizeLinear", ["x", "scale", "zero"], ["x_q"]),
         node("DequantizeLinear", ["x_q", "scale", "zero"], ["x_f"]),
-        node("DequantizeLinear", ["w_q", "scale", "zero"], ["w_f"]),
+        node("DequantizeLinear", ["w_q", "scale", "w_zero"], ["w_f"]),
         node("MatMul", ["x_f", "w_f"], ["y"]),
     ]
-    save(path, "int8", nodes, [tensor("x", ["B", 16])], [tensor("y", ["B", 16])], weights)
-    assert build_engine(RTX, path, Target("sm86"), cache).precision == "int8"
+    save(path, "quantized", nodes, [tensor("x", ["B", 16])], [tensor("y", ["B", 16])], weights)
+    return path
+
+
+def test_int8_is_read_back_and_never_called_float(tmp_path: Path, cache: EngineCache) -> None:
+    """Signed and symmetric, as TensorRT takes it."""
+    graph = save_quantized(tmp_path / "int8.onnx", np.int8)
+    assert build_engine(RTX, graph, Target("sm86"), cache).precision == "int8"
 
 
 def test_unsigned_activations_are_refused_in_words(tmp_path: Path, cache: EngineCache) -> None:
     """What CPUs want of int8; TensorRT's parser would read it as signed and saturate half of it."""
-    path, node = tmp_path / "uint8.onnx", helper.make_node
-    weights = {"scale": np.float32(0.1), "zero": np.uint8(0), "w": np.ones((16, 16), np.float32)}
-    nodes = [
-        node("QuantizeLinear", ["x", "scale", "zero"], ["x_q"]),
-        node("DequantizeLinear", ["x_q", "scale", "zero"], ["x_f"]),
-        node("MatMul", ["x_f", "w"], ["y"]),
-    ]
-    save(path, "uint8", nodes, [tensor("x", ["B", 16])], [tensor("y", ["B", 16])], weights)
+    graph = save_quantized(tmp_path / "uint8.onnx", np.uint8)
     with pytest.raises(EngineUnavailable, match="unsigned 8 bits") as caught:
-        build_engine(RTX, path, Target("sm86"), cache)
+        build_engine(RTX, graph, Target("sm86"), cache)
     assert "--precision" in caught.value.fix
 
 
@@ -286,55 +282,3 @@ def test_the_librarys_words_stay_off_the_terminal(
     assert (captured.out, captured.err) == ("", "")
     assert logger(RTX) is logger(RTX), "the library keeps the first logger for the life of the process"
     assert is_rtx(RTX)
-
-
-def without_gpu() -> None:
-    """Skip where there is one: tests/gpu runs the same calls for real."""
-    try:
-        cuda.find_device()
-    except EngineUnavailable:
-        return
-    pytest.skip("a GPU is here: see tests/gpu")
-
-
-def test_without_a_gpu_trt_says_so_and_becomes_nothing_else(tiny: TinyModel) -> None:
-    without_gpu()
-    for strict in (True, False):
-        with pytest.raises(EngineUnavailable, match="no NVIDIA GPU") as caught:
-            open_engine(tiny.encoder, "trt", strict=strict)
-        assert caught.value.exit_code == 6
-        assert "--target" in caught.value.fix
-
-
-def test_every_call_of_cuda_is_one_that_the_bindings_take(tiny: TinyModel) -> None:
-    """Without a driver each gives an error status; a wrong number or type of arguments would be a TypeError."""
-    without_gpu()
-    bindings = cuda.runtime()
-    stream = object.__new__(cuda.Stream)
-    stream._cuda, stream._stream = bindings, bindings.cudaStream_t(0)
-    kinds = bindings.cudaMemcpyKind
-    stream._to_device, stream._to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
-    stream._on_device = kinds.cudaMemcpyDeviceToDevice
-    graph = cuda.Graph(stream._stream)
-    graph.executable = bindings.cudaGraphExec_t(0)
-    calls = [
-        cuda.Stream,
-        lambda: cuda.DeviceBuffer(16),
-        lambda: cuda.PinnedBuffer(16),
-        lambda: stream.copy_in(0, 0, 4),
-        lambda: stream.copy_out(0, 0, 4),
-        lambda: stream.copy_on_device(0, 0, 4),
-        stream.wait,
-        lambda: stream.capture().__enter__(),
-        graph.launch,
-        lambda: cuda.check(bindings.cudaGetDeviceProperties(0)),
-        lambda: cuda.check(bindings.cudaGraphInstantiate(bindings.cudaGraph_t(0), 0)),
-        lambda: cuda.check(bindings.cudaStreamEndCapture(stream._stream)),
-    ]
-    for call in calls:
-        with pytest.raises(InferenceError, match="CUDA failed"):
-            call()
-    assert len(bindings.cudaGraphDestroy(bindings.cudaGraph_t(0))) == 1
-    for method in (graph.close, graph.close, stream.close, stream.close):
-        method()
-    assert isinstance(cuda.check(bindings.cudaDriverGetVersion()), int)

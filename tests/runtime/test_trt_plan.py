@@ -11,7 +11,8 @@ import pytest
 from flss_runtime.engine_cache import EngineCache
 from flss_runtime.engines.cuda import find_device
 from flss_runtime.engines.trt import import_tensorrt
-from flss_runtime.engines.trt_build import Target, build_engine, load_timings, logger, read_timings
+from flss_runtime.engines.trt_build import Target, build_engine, load_timings, read_timings
+from flss_runtime.engines.trt_library import logger
 from flss_runtime.engines.trt_plan import ForeignEngine, Plan, is_foreign
 from flss_runtime.errors import EngineUnavailable
 

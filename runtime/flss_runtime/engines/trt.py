@@ -13,17 +13,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from flss_runtime.engine_cache import EngineCache
 from flss_runtime.engines import Engine, Tensors, TensorSpec, check_tensors
+from flss_runtime.engines.closing import Closing, refuse_closed
 from flss_runtime.engines.cuda import DeviceBuffer, Stream, find_device
-from flss_runtime.engines.trt_build import Target, build_engine, cache_key, label
+from flss_runtime.engines.trt_build import Target, build_engine, cache_key
+from flss_runtime.engines.trt_library import label
 from flss_runtime.engines.trt_plan import Context, ForeignEngine, Plan, Shape
-from flss_runtime.errors import EngineUnavailable, InferenceError
+from flss_runtime.errors import EngineUnavailable
 
 # The first one present. TensorRT-RTX is called by its second name where it comes from the package index.
 _LIBRARIES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
@@ -66,7 +68,7 @@ class _Ready:
     addresses: dict[str, int] = field(default_factory=dict)
 
 
-class TrtEngine:
+class TrtEngine(Closing):
     """One graph in one TensorRT engine; use `open_engine` to get one.
 
     The engine comes from the cache, or is built and cached, which takes a second or two with TensorRT-RTX and up to
@@ -112,7 +114,7 @@ class TrtEngine:
         self._closed = False
 
     def precision(self) -> str:
-        """Return what the builder read back of the network; its types bind every kernel (see `trt_build`)."""
+        """Return what the builder read back of the network; its types bind every kernel (see `trt_network`)."""
         return self._precision
 
     def run(self, tensors: Tensors) -> Tensors:
@@ -122,8 +124,7 @@ class TrtEngine:
             InferenceError: A tensor has the wrong name, dtype or shape, or is larger than the engine was built for; the
                 GPU failed; or the engine is closed.
         """
-        if self._closed:
-            raise InferenceError("the engine is closed", "open a new one with open_engine()")
+        refuse_closed(self._closed)
         check_tensors(self.inputs, tensors, self.library)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         ready = self._prepare(shapes)
@@ -161,14 +162,6 @@ class TrtEngine:
             buffer.close()
         self.plan.close()
         self._stream.close()
-
-    def __enter__(self) -> TrtEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _prepare(self, shapes: dict[str, Shape]) -> _Ready:
         """Return the context for inputs of these shapes, which it knows by then."""

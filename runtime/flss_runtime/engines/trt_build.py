@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +23,8 @@ from flss_runtime.batches import MAX_BATCH, MAX_INPUT_BYTES
 from flss_runtime.cache_files import read_blob, write_blob
 from flss_runtime.engine_cache import Built, CacheKey, EngineCache
 from flss_runtime.engines.cuda import Device
-from flss_runtime.engines.precision import narrowest
+from flss_runtime.engines.trt_library import is_rtx, label, logger, signals_wait
+from flss_runtime.engines.trt_network import facts_of, parse_network
 from flss_runtime.errors import BundleError, EngineUnavailable, GraphNotSupported, UsageError
 from flss_runtime.integrity import sha256_file
 
@@ -36,9 +33,6 @@ ONE, MANY = 0, 1  # the profiles: a single image, for latency; any batch, for da
 _USUAL_SAMPLES = 100
 _USUAL_BATCH = 32
 _PROFILE = f"1 and up to {MAX_BATCH} images, up to {MAX_SAMPLES} samples, no TF32"
-# The parser reads unsigned 8-bit tensors as signed ones, which cuts off half of their range, and merely warns.
-# Its flag that keeps them unsigned crashes instead (TensorRT-RTX 1.7).
-_READ_AS_SIGNED = re.compile(r"UINT8 zero.?point", re.IGNORECASE)
 
 _log = logging.getLogger("flss_runtime")
 
@@ -54,16 +48,6 @@ class Target:
 
     capability: str
     device: Device | None = None
-
-
-def is_rtx(library: ModuleType) -> bool:
-    """Tell whether this is TensorRT-RTX, which builds for GPUs that are not there."""
-    return hasattr(library, "ComputeCapability")
-
-
-def label(library: ModuleType) -> str:
-    """Return name and version, such as "tensorrt_rtx 1.7.1.116"."""
-    return f"{library.__name__.removesuffix('_bindings')} {library.__version__}"
 
 
 def parse_target(library: ModuleType, text: str) -> Target:
@@ -120,20 +104,15 @@ def build_engine(library: ModuleType, graph: Path, target: Target, cache: Engine
         BundleError: The file is no ONNX graph.
         EngineUnavailable: The library cannot build this graph for this GPU; the message has its own words.
     """
-    with _signals_wait():
+    with signals_wait():
         return _build(library, graph, target, cache)
 
 
 def _build(library: ModuleType, graph: Path, target: Target, cache: EngineCache) -> Built:
     started = time.perf_counter()
-    messages = logger(library)
-    messages.forget()
-    builder = library.Builder(messages)
-    network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = library.OnnxParser(network, messages)
-    if not parser.parse(graph.read_bytes()) or not network.num_inputs:
-        raise _parse_error(library, graph, parser)
-    _refuse_unsigned(library, graph, messages.warnings)
+    builder = library.Builder(logger(library))
+    parsed = parse_network(library, builder, graph)
+    network = parsed.network
     config = _config(library, builder, target)
     for bounds in _profiles(network):
         profile = builder.create_optimization_profile()
@@ -145,54 +124,10 @@ def _build(library: ModuleType, graph: Path, target: Target, cache: EngineCache)
         load_timings(config, read_blob(timings))
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise _build_error(library, graph, target, messages.errors)
+        raise _build_error(library, graph, target, logger(library).errors)
     if timings is not None and (content := read_timings(config)):
         write_blob(timings, content)
-    return Built(bytes(serialized), _precision(library, network), time.perf_counter() - started)
-
-
-@lru_cache(maxsize=2)
-def logger(library: ModuleType) -> Any:
-    """Return the one logger of a library: it keeps the first that it is given for the life of the process.
-
-    Its `errors` and `warnings` hold the last messages; both go to the logger `flss_runtime` too, as debug.
-    """
-    warning = int(library.ILogger.Severity.WARNING)
-
-    class Messages(library.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=20)
-            self.warnings: deque[str] = deque(maxlen=200)
-
-        def forget(self) -> None:
-            self.errors.clear()
-            self.warnings.clear()
-
-        def log(self, severity: Any, message: str) -> None:
-            if int(severity) > warning:
-                return
-            _log.debug("%s: %s", library.__name__, message)
-            (self.warnings if int(severity) == warning else self.errors).append(" ".join(message.split()))
-
-    return Messages()
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM take effect after the block: what they raise in the library's logger is swallowed."""
-    came: list[int] = []
-    numbers = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not None]
-    if threading.current_thread() is not threading.main_thread():  # signals do not arrive here
-        numbers = []
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for arrived in came[:1]:  # also when the block failed: whoever asked to stop is not asked again
-            signal.raise_signal(arrived)
+    return Built(bytes(serialized), facts_of(library, network).precision, time.perf_counter() - started)
 
 
 def _config(library: ModuleType, builder: Any, target: Target) -> Any:
@@ -232,28 +167,6 @@ def _max_batch(shape: tuple[int, ...]) -> int:
     return max(1, min(MAX_BATCH, MAX_INPUT_BYTES // bytes_each))
 
 
-def _precision(library: ModuleType, network: Any) -> str:
-    """Read the arithmetic of the heavy layers back from the parsed network, whose types are binding."""
-    kinds, types = library.LayerType, library.DataType
-    names = {types.FLOAT: "float32", types.HALF: "float16", types.BF16: "bfloat16", types.INT8: "int8"}
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    from_int8 = {layer.get_output(0).name for layer in layers if layer.type == kinds.DEQUANTIZE}
-    found = set()
-    for layer in layers:
-        if layer.type in (kinds.CONVOLUTION, kinds.MATRIX_MULTIPLY, kinds.DECONVOLUTION):
-            taken = layer.get_input(0)
-            found.add("int8" if taken.name in from_int8 else names.get(taken.dtype, str(taken.dtype)))
-    return narrowest(found)
-
-
-def _refuse_unsigned(library: ModuleType, graph: Path, warnings: deque[str]) -> None:
-    if any(_READ_AS_SIGNED.search(warning) for warning in warnings):
-        raise EngineUnavailable(
-            f"{graph.name} quantizes to unsigned 8 bits, which {label(library)} would read as signed",
-            "that is int8 for CPUs: take --precision fp16 here, or --engine ort or openvino",
-        )
-
-
 def load_timings(config: Any, content: bytes) -> None:
     """Give the builder the timings of earlier builds; what it does not take, it measures again."""
     for blob in (content, b""):
@@ -273,17 +186,6 @@ def read_timings(config: Any) -> bytes:
 def _timings(library: ModuleType, target: Target, cache: EngineCache) -> Path:
     model = "" if target.device is None else target.device.name
     return cache.root / "timings" / (re.sub(r"[^\w.-]+", "-", f"{label(library)}-{target.capability}-{model}") + ".bin")
-
-
-def _parse_error(library: ModuleType, graph: Path, parser: Any) -> BundleError | GraphNotSupported:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    told = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:2]]
-    text = "; ".join(" ".join(line.split()).lstrip(": ") for line in told) or "it is empty"
-    if not errors or errors[0].code() == library.ErrorCode.MODEL_DESERIALIZE_FAILED:
-        return BundleError(f"{label(library)} cannot load {graph}: {text}", "export the bundle again")
-    return GraphNotSupported(
-        f"{label(library)} has no way to run {graph.name}: {text}", "choose another --precision, or another --engine"
-    )
 
 
 def _build_error(library: ModuleType, graph: Path, target: Target, errors: deque[str]) -> EngineUnavailable:

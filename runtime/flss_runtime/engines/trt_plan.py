@@ -13,7 +13,8 @@ import numpy as np
 from flss_runtime.cache_files import read_blob, write_blob
 from flss_runtime.engines import TensorSpec, refused
 from flss_runtime.engines.cuda import DeviceBuffer, Stream
-from flss_runtime.engines.trt_build import MANY, ONE, is_rtx, label, logger
+from flss_runtime.engines.trt_build import MANY, ONE
+from flss_runtime.engines.trt_library import is_rtx, label, logger
 from flss_runtime.errors import EngineUnavailable, InferenceError
 
 Shape = tuple[int, ...]
