@@ -21,8 +21,10 @@ from flss_edge.data import ImageSet
 from flss_edge.gate import gate_network
 from flss_edge.model import FLSS, Classifier
 from flss_export.graphs import GraphSet, build_graphs, file_name, gate_graph
-from flss_export.parity import ByteArray, gate_outputs, reference_network, reference_outputs, replay
-from flss_export.precision import FULL, add_precisions, check_precisions, precision_of, variants
+from flss_export.parity import replay
+from flss_export.precision import FULL, add_precisions, check_precisions, fused_name, precision_of, variants
+from flss_export.reference import ByteArray, gate_outputs, reference_network, reference_outputs
+from flss_export.sampling_graphs import add_sampling_graphs, check_sampling
 from flss_runtime.atomic import refuse_existing
 from flss_runtime.bundle import Bundle, write_bundle
 from flss_runtime.comparison import EXACT, REDUCED, Comparison, Outputs, compare
@@ -31,6 +33,7 @@ from flss_runtime.errors import CheckFailed, CheckpointError, DataError, OutputE
 from flss_runtime.images import InputSpec
 from flss_runtime.manifest import GOLDEN_NAME, REFERENCE_NAME
 from flss_runtime.noise import SeededNoise
+from flss_runtime.sampling import LATENT
 
 GOLDEN_IMAGES = 4
 REFERENCE_IMAGES = 600
@@ -52,6 +55,8 @@ def export_bundle(
     num_samples: int = 100,
     noise_scale: float = 2.0,
     seed: int = 0,
+    sampling: str = LATENT,
+    fused: bool = False,
 ) -> Bundle:
     """Export a checkpoint as a bundle whose graphs decide as torch does; nothing is left behind where they do not.
 
@@ -70,6 +75,9 @@ def export_bundle(
         num_samples: Default N of the policy, and of golden and reference votes.
         noise_scale: Default factor on the standard deviation, likewise.
         seed: Of the noise of golden and reference votes.
+        sampling: "latent", or "logit" for a graph of the logits' Gaussian as well, of a linear head with at most 32
+            classes.
+        fused: Whether encoder and head go into the bundle as one graph, too, which costs a second copy of the weights.
 
     Returns:
         The bundle, not calibrated yet; its manifest holds the comparison under "parity".
@@ -80,8 +88,8 @@ def export_bundle(
         CheckpointError: A checkpoint has no digest, because it was never saved; or the gate does not fit the other.
         DataError: `data` does not fit the network.
         OutputError: `target` exists or cannot be written.
-        UsageError: `num_samples`, `noise_scale` or `seed` is out of range, a precision is unknown, or int8 was asked
-            for without images to quantize on.
+        UsageError: `num_samples`, `noise_scale` or `seed` is out of range, a precision is unknown, the head has no such
+            sampling, or int8 was asked for without images to quantize on.
         EngineUnavailable: ONNX Runtime is not installed.
     """
     refuse_existing(target, overwrite)
@@ -95,6 +103,8 @@ def export_bundle(
     if not 0 <= seed < 2**63:
         raise UsageError(f"seed {seed} is out of range", "Give a whole number from 0 to 2**63 - 1.")
     network = checkpoint.flss()
+    head = reference_network(network).head
+    check_sampling(head, sampling)
     plain = None if gate is None else gate_network(gate, checkpoint)
     chosen = _choose_images(network, data, seed)
     _check_quantization(network, precisions, quantization)
@@ -102,6 +112,7 @@ def export_bundle(
     if plain is not None:
         graphs = replace(graphs, graphs={**graphs.graphs, "gate": gate_graph(plain)})
     graphs = add_precisions(graphs, precisions, chosen.images, quantization)
+    graphs = replace(graphs, graphs=add_sampling_graphs(graphs.graphs, head, sampling=sampling, fused=fused))
     reference, parity = _compare(network, plain, graphs, chosen, seed, policy)
     files: dict[str, bytes | Path] = {
         **graphs.files,
@@ -157,7 +168,8 @@ def _compare(
 ) -> tuple[Outputs, dict[str, Any]]:
     """Return torch's outputs, and how ONNX Runtime compares, unless it decides differently in float32.
 
-    The comparison is the manifest's: that of float32, and under "reduced" those of the other precisions.
+    The comparison is the manifest's: that of float32, under "fused" that of its fused graph, and under "reduced" those
+    of the other precisions.
     """
     with tempfile.TemporaryDirectory(prefix="flss-export-") as folder:
         paths = {key: Path(folder) / file_name(key) for key in graphs.graphs}
@@ -173,13 +185,14 @@ def _compare(
         }
         replayed = replay(model, networks, chosen.images, seed, policy, gate=gate)
     reports = {name: _judged(name, *outputs, real=chosen.real).to_json() for name, outputs in replayed.items()}
-    exact = reports.pop(FULL)
-    return replayed[FULL][0], {**exact, **({"reduced": reports} if reports else {})}
+    exact, fused = reports.pop(FULL), reports.pop(fused_name(FULL), None)
+    further = {name: found for name, found in {"fused": fused, "reduced": reports}.items() if found}
+    return replayed[FULL][0], {**exact, **further}
 
 
-def _judged(precision: str, reference: Outputs, candidate: Outputs, *, real: bool) -> Comparison:
-    limits = EXACT if precision == FULL else REDUCED
-    name = "torch against ort" if precision == FULL else f"torch against ort in {precision}"
+def _judged(network: str, reference: Outputs, candidate: Outputs, *, real: bool) -> Comparison:
+    limits = EXACT if network in (FULL, fused_name(FULL)) else REDUCED
+    name = "torch against ort" if network == FULL else f"torch against ort in {network}"
     comparison = compare(reference, candidate, name=name, real=real, limits=limits)
     if not comparison.passed:
         raise CheckFailed(

@@ -2,8 +2,7 @@
 
 The encoder, the deterministic network and the gate go through `torch.onnx.export`; its output is then rebuilt node by
 node, so that nothing of the exporting machine (paths, stack traces, producer) and none of the exporter's own names stay
-in the file. The head is written out by hand: it takes the noise as an input and folds the standard deviation into its
-first weight.
+in the file. The head is written out by hand (`sampling_graphs`).
 """
 
 from __future__ import annotations
@@ -12,32 +11,23 @@ import contextlib
 import copy
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
 from flss_edge.model import FLSS, Classifier
+from flss_export.protos import ANOTHER_TORCH, FLOAT, INT64, OPSET, Values, make_graph, serialize
+from flss_export.sampling_graphs import head_graph
 from flss_runtime.errors import CheckFailed
 
-OPSET = 18  # what torch's exporter writes without a version conversion; TensorRT 10.3 on Jetson still reads it
-IR_VERSION = 10
 EXPORTER = "torch.onnx.export(dynamo=True)"
 EXAMPLE_BATCH = 2  # a batch of 1 can be baked in as a constant (pytorch issue 157621)
-ANOTHER_TORCH = f"Use another version of torch and report this one ({torch.__version__})."
-FLOAT, INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
 
-HEAVY_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})  # where the arithmetic is, and so what a precision is about
-RANDOM_OPERATORS = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
-)
-
-Shape = tuple[int | str, ...]
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -45,8 +35,8 @@ Net = TypeVar("Net", bound=nn.Module)
 class GraphSet:
     """Serialized graphs, self-contained, one opset.
 
-    Their keys are the manifest's: a role ("encoder", "head", "deterministic", "gate") in float32, or a role, a dot and
-    another precision.
+    Their keys are the manifest's: a role ("encoder", "head", "deterministic", "gate", "fused", "logit") in float32, or
+    a role, a dot and another precision.
     """
 
     graphs: Mapping[str, bytes]
@@ -82,7 +72,7 @@ def build_graphs(model: FLSS) -> GraphSet:
     encoder = _export(
         "encoder", _Encode(fused), size, {"mean": (FLOAT, ("B", latent_dim)), "std": (FLOAT, ("B", latent_dim))}
     )
-    outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", classes)), "choice": (INT64, ("B",))}
+    outputs: Values = {"logits": (FLOAT, ("B", classes)), "choice": (INT64, ("B",))}
     deterministic = _export("deterministic", _Classify(fused), size, outputs)
     protos = {"encoder": encoder, "head": head_graph(fused.head), "deterministic": deterministic}
     return GraphSet({role: serialize(role, proto) for role, proto in protos.items()})
@@ -97,7 +87,7 @@ def gate_graph(model: Classifier) -> bytes:
     Raises:
         CheckFailed: as `build_graphs`.
     """
-    outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", model.config.num_classes))}
+    outputs: Values = {"logits": (FLOAT, ("B", model.config.num_classes))}
     return serialize("gate", _export("gate", fuse_batch_norm(model), model.config.image_size, outputs))
 
 
@@ -126,61 +116,22 @@ def fuse_batch_norm(model: Net) -> Net:
     return fused.float()
 
 
-def head_graph(head: nn.Sequential) -> ModelProto:
-    """Write the sampling head as one graph with the standard deviation folded into the first layer's weight.
-
-    (mean + s*std*noise) W^T + b = (mean W^T + b) + noise (W * s*std)^T, so the noisy latents (B, N, D) never exist: at
-    batch 1 the first layer reads the noise once and writes nothing of its size. The noise is an input; no operator of
-    the graph is random.
-
-    Args:
-        head: Linear layers with ReLU between them, float32 on the CPU.
-    """
-    linears = [layer for layer in head if isinstance(layer, nn.Linear)]
-    latent_dim, classes = linears[0].in_features, linears[-1].out_features
-    constants = {"batch_axis": np.array([1], np.int64), "column_axis": np.array([2], np.int64)}
-    for index, layer in enumerate(linears):
-        constants[f"weight{index}"] = np.ascontiguousarray(layer.weight.detach().numpy().T)  # (inputs, outputs)
-        constants[f"bias{index}"] = layer.bias.detach().numpy()
-    last = len(linears) - 1
-    first = "logits" if last == 0 else "layer0"
-    nodes = [
-        helper.make_node("Mul", ["std", "noise_scale"], ["scale"]),  # (B, D)
-        helper.make_node("Unsqueeze", ["scale", "column_axis"], ["column"]),  # (B, D, 1)
-        helper.make_node("Mul", ["column", "weight0"], ["scaled_weight"]),  # (B, D, H)
-        helper.make_node("MatMul", ["noise", "scaled_weight"], ["spread"]),  # (B, N, H)
-        helper.make_node("Gemm", ["mean", "weight0", "bias0"], ["centre"]),  # (B, H)
-        helper.make_node("Unsqueeze", ["centre", "batch_axis"], ["centre_row"]),  # (B, 1, H)
-        helper.make_node("Add", ["centre_row", "spread"], [first]),  # (B, N, H)
-    ]
-    for index in range(1, len(linears)):
-        output = "logits" if index == last else f"layer{index}"
-        nodes += [
-            helper.make_node("Relu", [f"layer{index - 1}"], [f"relu{index}"]),
-            helper.make_node("MatMul", [f"relu{index}", f"weight{index}"], [f"product{index}"]),
-            helper.make_node("Add", [f"product{index}", f"bias{index}"], [output]),
-        ]
-    nodes.append(helper.make_node("ArgMax", ["logits"], ["choices"], axis=2, keepdims=0))  # lowest index wins a tie
-    inputs: dict[str, tuple[int, Shape]] = {
-        "mean": (FLOAT, ("B", latent_dim)),
-        "std": (FLOAT, ("B", latent_dim)),
-        "noise": (FLOAT, ("NB", "N", latent_dim)),
-        "noise_scale": (FLOAT, (1,)),
-    }
-    outputs: dict[str, tuple[int, Shape]] = {"logits": (FLOAT, ("B", "N", classes)), "choices": (INT64, ("B", "N"))}
-    return _model("head", nodes, inputs, outputs, constants)
-
-
 class _Encode(nn.Module):
-    """Images -> mean, std: the square root of the variance is taken inside, so no runtime can get it wrong."""
+    """Images -> mean, std: the square root of the variance is taken inside, so no runtime can get it wrong.
+
+    It is taken of the last layer's weights: halves are exact in binary, and an operator costs more than its arithmetic.
+    """
 
     def __init__(self, model: FLSS) -> None:
         super().__init__()
-        self.model = model
+        self.encoder = copy.deepcopy(model.encoder)
+        with torch.no_grad():
+            for parameter in self.encoder.logvar.parameters():
+                parameter.mul_(0.5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.model.encoder(images)
-        return mean, torch.exp(0.5 * logvar)
+        mean, half_logvar = self.encoder(images)
+        return mean, torch.exp(half_logvar)
 
 
 class _Classify(nn.Module):
@@ -195,7 +146,7 @@ class _Classify(nn.Module):
         return logits, logits.argmax(dim=1)
 
 
-def _export(role: str, network: nn.Module, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
+def _export(role: str, network: nn.Module, size: int, outputs: Values) -> ModelProto:
     # No output_names: an output called "mean" would share its name with the value of the mean-pooling node, which makes
     # the graph invalid (seen with torch 2.15). No stdout: some versions print what their rewriter did.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -217,7 +168,7 @@ def _export(role: str, network: nn.Module, size: int, outputs: Mapping[str, tupl
     return _rebuild(role, program.model_proto, size, outputs)
 
 
-def _rebuild(role: str, exported: ModelProto, size: int, outputs: Mapping[str, tuple[int, Shape]]) -> ModelProto:
+def _rebuild(role: str, exported: ModelProto, size: int, outputs: Values) -> ModelProto:
     """Copy only operators, attributes and constants, under names that depend on nothing but the graph."""
     graph = exported.graph
     if [value.name for value in graph.input] != ["images"] or len(graph.output) != len(outputs):
@@ -239,56 +190,8 @@ def _rebuild(role: str, exported: ModelProto, size: int, outputs: Mapping[str, t
         copied = NodeProto(op_type=node.op_type, domain=node.domain, input=inputs, output=outputs_of)
         copied.attribute.extend(node.attribute)
         nodes.append(copied)
-    return _model(role, nodes, {"images": (FLOAT, ("B", 3, size, size))}, outputs, constants)
+    return make_graph(role, nodes, {"images": (FLOAT, ("B", 3, size, size))}, outputs, constants)
 
 
 def _constant_name(name: str, index: int) -> str:
     return name.removeprefix("model.") if "." in name else f"constant{index}"
-
-
-def _model(
-    name: str,
-    nodes: Sequence[NodeProto],
-    inputs: Mapping[str, tuple[int, Shape]],
-    outputs: Mapping[str, tuple[int, Shape]],
-    constants: Mapping[str, np.ndarray],
-) -> ModelProto:
-    for index, node in enumerate(nodes):
-        node.name = f"{node.op_type}_{index}"
-    graph = helper.make_graph(
-        list(nodes),
-        name,
-        _values(inputs),
-        _values(outputs),
-        [numpy_helper.from_array(array, key) for key, array in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-
-
-def _values(specs: Mapping[str, tuple[int, Shape]]) -> list[ValueInfoProto]:
-    return [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in specs.items()]
-
-
-def rewired(proto: ModelProto, nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray]) -> ModelProto:
-    """Return a graph with the inputs and outputs of `proto`, and other nodes and constants in between."""
-    changed = ModelProto()
-    changed.CopyFrom(proto)
-    for field in (changed.graph.node, changed.graph.initializer, changed.graph.value_info):
-        del field[:]
-    for index, node in enumerate(nodes):
-        node.name = f"{node.op_type}_{index}"
-    changed.graph.node.extend(nodes)
-    changed.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
-    return changed
-
-
-def serialize(role: str, proto: ModelProto) -> bytes:
-    """Return the bytes of a graph that passed the checker, with strict shape and type inference."""
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CheckFailed(f"the {role} graph is not valid ONNX: {error}", ANOTHER_TORCH) from error
-    random = sorted({node.op_type for node in proto.graph.node if node.op_type in RANDOM_OPERATORS})
-    if random:
-        raise CheckFailed(f"the {role} graph draws random numbers ({', '.join(random)})", "Noise must be an input.")
-    return bytes(proto.SerializeToString(deterministic=True))

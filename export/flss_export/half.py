@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from flss_export.activations import FloatArray, ranges
-from flss_export.graphs import HEAVY_OPERATORS, rewired, serialize
+from flss_export.protos import HEAVY_OPERATORS, rewired, serialize
 from flss_runtime.errors import CheckFailed
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504

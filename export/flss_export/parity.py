@@ -6,23 +6,28 @@ checkpoint's own modules with their batch norms. The exported side has both fold
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from flss_edge.checkpoint import Checkpoint
 from flss_edge.gate import gate_network
 from flss_edge.model import FLSS, Classifier
+from flss_export.reference import (
+    ByteArray,
+    Tensors,
+    gate_outputs,
+    logit_outputs,
+    reference_network,
+    reference_outputs,
+)
 from flss_runtime.bundle import Bundle
-from flss_runtime.comparison import Comparison, GateOutputs, Outputs, compare, count_votes, limits_for
+from flss_runtime.comparison import Comparison, GateOutputs, Outputs, compare, count_votes, limits_for, relative
 from flss_runtime.decision import SmoothingPolicy, confidences
 from flss_runtime.engines import Engine, open_engine
 from flss_runtime.errors import UsageError
@@ -30,10 +35,6 @@ from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise
 
 CHUNK = 32  # images: bounds the latents of a chunk to 7 MB at N = 100, D = 512
-
-ByteArray = npt.NDArray[np.uint8]
-Tensors = dict[str, npt.NDArray[Any]]
-Net = TypeVar("Net", bound=nn.Module)
 
 
 def parity(
@@ -55,8 +56,8 @@ def parity(
 
     Args:
         checkpoint: What was exported.
-        graphs: The bundle, or role -> ONNX file for "encoder", "head" and, where it is to be compared, "deterministic";
-            of a cascade also "gate".
+        graphs: The bundle, of which encoder and head are compared; or role -> ONNX file for "encoder" and "head", or
+            for "fused", and, where they are to be compared, "deterministic" and "logit"; of a cascade also "gate".
         images: (M, H, W, 3) uint8 of the network's size, M >= 1.
         gate: What the gate of a cascade was exported from.
         seed: Of the noise; image i gets `SeededNoise(seed).at(i, N, D)`.
@@ -69,10 +70,11 @@ def parity(
         real: Whether the images are real ones.
 
     Returns:
-        The differences of mean, std, logits and deterministic logits, and every change of votes, classes and rejections
-        (these under the bundle's calibrated thresholds for N, if it has them). In fp32 `failures` is empty iff it
-        passed: tensors within 1e-4 * max(1, largest value), votes within 1, no changed winner that was ahead by more
-        than 2. Reduced precision has no such limits: `Comparison.flip_tests` judges its decisions.
+        The differences of mean, std, logits, deterministic logits and the logits' Gaussian, and every change of votes,
+        classes and rejections (these under the bundle's calibrated thresholds for N, if it has them). In fp32
+        `failures` is empty iff it passed: tensors within 1e-4 * max(1, largest value), votes within 1, no changed
+        winner that was ahead by more than 2. Reduced precision has no such limits: `Comparison.flip_tests` judges its
+        decisions.
 
     Raises:
         UsageError: Images or bundle do not fit the checkpoint's network, or one has a gate and the other has none.
@@ -160,6 +162,8 @@ def replay(
             expected = reference_outputs(network, chunk, drawn, policy.noise_scale)
             if plain is not None:
                 expected |= gate_outputs(plain, chunk) | {"mean_choices": expected["deterministic"].argmax(axis=1)}
+            if any("logit" in graphs for graphs in candidates.values()):
+                expected |= logit_outputs(network, expected)
             for name, pair in pairs.items():
                 pair.take(dict(expected), _engine_outputs(engines[name], chunk, drawn, policy.noise_scale))
     return {name: pair.outputs() for name, pair in pairs.items()}
@@ -175,6 +179,8 @@ class _Pair:
     def take(self, expected: Tensors, found: Tensors) -> None:
         self.sides[0].take(expected)
         self.sides[1].take(found)
+        if "covariance" in found:
+            expected["covariance"], found["covariance"] = relative(expected["covariance"], found["covariance"])
         for name, values in found.items():
             self.tensors.setdefault(name, []).append(_extremes(expected[name], values))
 
@@ -209,62 +215,33 @@ class _Side:
         return Outputs(np.concatenate(self.votes), tensors, gate)
 
 
-def reference_network(model: Net) -> Net:
-    """Return a float32 copy on the CPU in eval mode: what every exported graph is measured against."""
-    return copy.deepcopy(model).cpu().float().eval()
-
-
-def reference_outputs(model: FLSS, images: ByteArray, noise: npt.NDArray[np.float32], noise_scale: float) -> Tensors:
-    """Compute what a bundle's graphs have to give, in torch and without folding anything.
-
-    Args:
-        model: As `reference_network` returns it.
-        images: (B, H, W, 3) uint8.
-        noise: (B, N, D) float32 standard normals.
-        noise_scale: Factor on the standard deviation.
-
-    Returns:
-        mean (B, D), std (B, D), logits (B, N, K), choices (B, N) int64, and deterministic (B, K), the mean's logits.
-    """
-    # a copy: torch warns of the read-only view of the generator's bank
-    drawn = torch.from_numpy(np.array(noise))
-    with torch.inference_mode():
-        mean, logvar = model.encoder(torch.from_numpy(to_nchw(images)))
-        std = torch.exp(0.5 * logvar)
-        latents = mean[:, None] + noise_scale * std[:, None] * drawn  # (B, N, D)
-        logits = model.head(latents).numpy()
-        deterministic = model.head(mean).numpy()
-    # argmax by NumPy: the lowest index among equals, which torch does not promise
-    choices = logits.argmax(axis=2)
-    return {
-        "mean": mean.numpy(),
-        "std": std.numpy(),
-        "logits": logits,
-        "choices": choices,
-        "deterministic": deterministic,
-    }
-
-
-def gate_outputs(gate: Classifier, images: ByteArray) -> Tensors:
-    """Return what a gate has to give for images (B, H, W, 3) uint8, in torch: gate_logits (B, K)."""
-    with torch.inference_mode():
-        return {"gate_logits": gate(torch.from_numpy(to_nchw(images))).numpy()}
-
-
 def _engine_outputs(
     engines: Mapping[str, Engine], images: ByteArray, noise: npt.NDArray[np.float32], noise_scale: float
 ) -> Tensors:
     pixels = to_nchw(images)
+    drawn: Tensors = {"noise": noise, "noise_scale": np.array([noise_scale], np.float32)}
+    if "fused" in engines:
+        found = engines["fused"].run({"images": pixels, **drawn})
+        found["deterministic"] = found.pop("mean_logits")
+    else:
+        found = _two_graphs(engines, pixels, drawn)
+    if "logit" in engines:
+        found |= engines["logit"].run({"images": pixels})
+    if "gate" in engines:
+        found["gate_logits"] = engines["gate"].run({"images": pixels})["logits"]
+        if "fused" in engines:
+            found["mean_choices"] = found["deterministic"].argmax(axis=1)
+    return found
+
+
+def _two_graphs(engines: Mapping[str, Engine], pixels: npt.NDArray[np.float32], drawn: Tensors) -> Tensors:
     latent = engines["encoder"].run({"images": pixels})
-    inputs = {"mean": latent["mean"], "std": latent["std"], "noise": noise}
-    outputs = engines["head"].run({**inputs, "noise_scale": np.array([noise_scale], np.float32)})
-    found: Tensors = {"mean": latent["mean"], "std": latent["std"], **outputs}
+    found: Tensors = {**latent, **engines["head"].run({**latent, **drawn})}
     if "deterministic" in engines:
         found["deterministic"] = engines["deterministic"].run({"images": pixels})["logits"]
     if "gate" in engines:
-        found["gate_logits"] = engines["gate"].run({"images": pixels})["logits"]
-        still = {**inputs, "noise": np.zeros_like(noise[:1, :1]), "noise_scale": np.ones(1, np.float32)}
-        found["mean_choices"] = engines["head"].run(still)["choices"][:, 0]
+        still = {"noise": np.zeros_like(drawn["noise"][:1, :1]), "noise_scale": np.ones(1, np.float32)}
+        found["mean_choices"] = engines["head"].run({**latent, **still})["choices"][:, 0]
     return found
 
 

@@ -60,17 +60,27 @@ def variants(keys: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return the networks that these graphs make up: name -> role -> key.
 
     A precision takes the float32 head. The fp16 head, which only an engine without float32 products needs, makes a
-    network of its own.
+    network of its own, and so does every encoder that is one graph with its head.
     """
     known = list(keys)
-    base = {role: role for role in known if precision_of(role) == FULL}
+    base = {role: role for role in known if precision_of(role) == FULL and role != "fused"}
     found = {FULL: base}
     for key in known:
-        if precision_of(key) != FULL and role_of(key) != "head":
+        if precision_of(key) != FULL and role_of(key) not in ("head", "fused"):
             found.setdefault(precision_of(key), dict(base))[role_of(key)] = key
     if f"head.{HALF}" in known:
-        found[f"{HALF} with its head"] = {**found[HALF], "head": f"head.{HALF}"}
+        narrow = {role: key for role, key in found[HALF].items() if role != "logit"}  # has no head of its own
+        found[f"{HALF} with its head"] = {**narrow, "head": f"head.{HALF}"}
+    for key in known:
+        if role_of(key) == "fused":
+            gate = {role: key for role, key in found[precision_of(key)].items() if role == "gate"}
+            found[fused_name(precision_of(key))] = {**gate, "fused": key}
     return found
+
+
+def fused_name(precision: str) -> str:
+    """Return what the network is called whose encoder and head are one graph."""
+    return f"{precision} in one graph"
 
 
 def add_precisions(

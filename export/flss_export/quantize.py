@@ -21,7 +21,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from flss_export.activations import IMAGES, FloatArray, Range, channel_means, ranges
-from flss_export.graphs import rewired, serialize
+from flss_export.protos import rewired, serialize
 from flss_runtime.errors import CheckFailed
 
 LARGEST_WEIGHT = 64

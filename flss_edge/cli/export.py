@@ -44,6 +44,21 @@ def export(
             help="Precisions of the graphs, such as fp32,fp16,int8; fp32 is always there, int8 needs --data.",
         ),
     ] = "fp32",
+    sampling: Annotated[
+        str,
+        typer.Option(
+            "--sampling",
+            metavar="latent|logit",
+            help="logit adds a graph for logit and deterministic sampling, with weights of its own; linear heads only.",
+        ),
+    ] = "latent",
+    fused: Annotated[
+        bool,
+        typer.Option(
+            "--fused/--no-fused",
+            help="Add encoder and head as one graph, which saves a call a frame and holds the weights a second time.",
+        ),
+    ] = False,
     num_samples: NumSamplesOption = None,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -83,6 +98,7 @@ def export(
         report("exporting, and comparing torch with ONNX Runtime", 0.2)
         samples = 100 if num_samples is None else num_samples
         options: dict[str, Any] = {"precisions": precisions, "quantization": quantization, "overwrite": overwrite}
+        options |= {"sampling": sampling, "fused": fused}
         bundle = export_bundle(loaded, target, gate=loaded_gate, data=images, num_samples=samples, seed=seed, **options)
     _report(bundle)
     print(bundle.path, flush=True)
@@ -98,6 +114,8 @@ def _report(bundle: Bundle) -> None:
     parity = bundle.manifest["parity"]
     kind = "real" if parity["real"] else "synthetic"
     say(f"EXPORT PASSED: torch and ONNX Runtime agree on {parity['images']} {kind} images: {_changes(parity)}")
+    if "fused" in parity:
+        say(f"fused graph on the same images: {_changes(parity['fused'])}")
     for name, reduced in parity.get("reduced", {}).items():
         say(f"{name} on the same images: {_changes(reduced)}")
     reduced_too = [name for name in bundle.precisions() if name != "fp32"]

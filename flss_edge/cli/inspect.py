@@ -10,6 +10,7 @@ import typer
 from flss_edge.cli.options import FormatOption, OutputOption, OverwriteOption, resolve_bundle
 from flss_edge.cli.output import Document, check_output, emit
 from flss_runtime.errors import OutputError
+from flss_runtime.sampling import DETERMINISTIC, LATENT, LOGIT
 
 if TYPE_CHECKING:
     from flss_edge.checkpoint import Checkpoint
@@ -58,12 +59,14 @@ def _describe_bundle(bundle: Bundle) -> Document:
         "tools": ", ".join(f"{name} {version}" for name, version in manifest["tools"].items()),
         "default policy": f"{bundle.num_samples} samples, noise scale {bundle.noise_scale:g}",
     }
+    has_logit = bool(bundle.precisions(LOGIT))
+    facts["sampling"] = ", ".join((LATENT, LOGIT, DETERMINISTIC) if has_logit else (LATENT,))
     for key, file in manifest["graphs"].items():
         size = manifest["files"][file]["size"] / 2**20
         facts[f"graph {key}"] = f"{file}, {manifest['precision'][key]}, opset {manifest['opset']}, {size:.2f} MiB"
     facts["reference images"] = "reference.npz" if "reference.npz" in manifest["files"] else "none"
     for entry in bundle.calibrations:
-        name = f"calibrated for N = {entry['num_samples']}, scale {entry['noise_scale']:g}"
+        name = f"calibrated for {entry['mode']} N = {entry['num_samples']}, scale {entry['noise_scale']:g}"
         facts[name] = _thresholds(bundle, entry) + _provenance(entry)
     if not bundle.calibrations:
         facts["calibrated"] = f"no: flss-edge calibrate {bundle.path} --data DATA"

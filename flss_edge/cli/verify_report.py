@@ -22,7 +22,7 @@ COLUMNS = {
     "allowed": "allowed",
     "verdict": "verdict",
 }
-_PLURAL = frozenset({"logits", "gate_logits"})
+_PLURAL = frozenset({"logits", "gate_logits", "mean_logits"})
 
 Row = dict[str, Cell]
 
@@ -30,11 +30,11 @@ Row = dict[str, Cell]
 def rows_of(report: EquivalenceReport) -> list[Row]:
     """Return one row a check, in the order of the replays; what is not judged has an empty verdict."""
     rows: list[Row] = []
-    for comparison in (report.golden, report.reference, report.data):
+    for comparison in (report.golden, report.reference, report.data, report.fused_golden, report.fused, report.logit):
         if comparison is not None:
             rows += _numbers(comparison)
-        if comparison is not None and comparison is not report.golden:  # its four images say nothing about rates
-            rows += _flips(comparison, report)
+        if comparison is not None and comparison in (report.reference, report.data, report.fused):
+            rows += _flips(comparison, report)  # the four golden images say nothing about rates
     if report.other_noise is not None:
         rows += _flips(report.other_noise, report)
     if report.adversarial is not None:
@@ -85,7 +85,7 @@ def _votes(comparison: Comparison) -> Iterator[Row]:
 
 
 def _flips(comparison: Comparison, report: EquivalenceReport) -> Iterator[Row]:
-    judged = comparison is report.judged
+    judged = comparison in (report.judged, report.fused)
     for test in comparison.flip_tests(report.budget):
         yield _row(
             comparison.name,

@@ -199,6 +199,19 @@ def count_votes(choices: npt.NDArray[np.integer[Any]], num_classes: int) -> IntA
     return counts.reshape(len(choices), num_classes).astype(np.int64)
 
 
+def relative(
+    expected: npt.NDArray[np.floating[Any]], found: npt.NDArray[np.floating[Any]]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return two covariances (B, K, K) in units of each image's mean variance, as expected.
+
+    How large the variances are is up to the network, and differs by orders of magnitude from image to image. In these
+    units the largest value is at least 1, so that a limit of 1e-4 times it is one part in 10,000 for every image.
+    """
+    unit = np.trace(expected, axis1=1, axis2=2)[:, None, None] / expected.shape[1]
+    unit = np.maximum(unit, np.finfo(np.float32).tiny)
+    return expected / unit, found / unit
+
+
 def _tensor_differences(
     reference: Mapping[str, npt.NDArray[Any]], candidate: Mapping[str, npt.NDArray[Any]], limits: Limits
 ) -> tuple[dict[str, float], dict[str, float]]:

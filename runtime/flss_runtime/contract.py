@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from flss_runtime.engines import Engine
 from flss_runtime.errors import BundleError
+
+_TENSORS = {  # role -> inputs, outputs
+    "encoder": ({"images"}, {"mean", "std"}),
+    "head": ({"mean", "std", "noise", "noise_scale"}, {"logits", "choices"}),
+    "gate": ({"images"}, {"logits"}),
+    "fused": ({"images", "noise", "noise_scale"}, {"logits", "choices", "mean_logits"}),
+    "logit": ({"images"}, {"mean_logits", "covariance"}),
+}
 
 
 def check_pair(encoder: Engine, head: Engine, num_classes: int) -> None:
@@ -12,8 +22,8 @@ def check_pair(encoder: Engine, head: Engine, num_classes: int) -> None:
     Raises:
         BundleError: Names of inputs or outputs, latent size or number of classes do not fit.
     """
-    _check_graph("encoder", encoder, {"images"}, {"mean", "std"})
-    _check_graph("head", head, {"mean", "std", "noise", "noise_scale"}, {"logits", "choices"})
+    check_names("encoder", encoder.inputs, encoder.outputs)
+    check_names("head", head.inputs, head.outputs)
     _check_size("latent dimensions", encoder.outputs["mean"].shape[-1], head.inputs["mean"].shape[-1])
     _check_size("classes", head.outputs["logits"].shape[-1], num_classes)
 
@@ -24,15 +34,49 @@ def check_gate(gate: Engine, num_classes: int) -> None:
     Raises:
         BundleError: Names of inputs or outputs, or the number of classes, do not fit.
     """
-    _check_graph("gate", gate, {"images"}, {"logits"})
+    check_names("gate", gate.inputs, gate.outputs)
     _check_size("classes", gate.outputs["logits"].shape[-1], num_classes)
 
 
-def _check_graph(role: str, engine: Engine, inputs: set[str], outputs: set[str]) -> None:
-    if set(engine.inputs) != inputs or set(engine.outputs) != outputs:
+def check_fused(fused: Engine, latent_dim: int, num_classes: int) -> None:
+    """Check that a graph is an encoder and its head in one.
+
+    Raises:
+        BundleError: Names of inputs or outputs, latent size or number of classes do not fit.
+    """
+    check_names("fused", fused.inputs, fused.outputs)
+    _check_size("latent dimensions", fused.inputs["noise"].shape[-1], latent_dim)
+    for output in ("logits", "mean_logits"):
+        _check_size("classes", fused.outputs[output].shape[-1], num_classes)
+
+
+def check_logit(logit: Engine, num_classes: int) -> None:
+    """Check that a graph gives the Gaussian of so many logits.
+
+    Raises:
+        BundleError: Names of inputs or outputs, or the number of classes, do not fit.
+    """
+    check_names("logit", logit.inputs, logit.outputs)
+    for size in (logit.outputs["mean_logits"].shape[-1], *logit.outputs["covariance"].shape[1:]):
+        _check_size("classes", size, num_classes)
+
+
+def check_names(role: str, inputs: Collection[str], outputs: Collection[str]) -> None:
+    """Check what a graph of a role calls its tensors.
+
+    Args:
+        role: "encoder", "head", "gate", "fused" or "logit".
+        inputs: Names of what it takes.
+        outputs: Names of what it gives.
+
+    Raises:
+        BundleError: A graph of this role has others.
+    """
+    expected = _TENSORS[role]
+    if (set(inputs), set(outputs)) != expected:
         raise BundleError(
-            f"the {role} graph maps {sorted(engine.inputs)} to {sorted(engine.outputs)}; "
-            f"expected {sorted(inputs)} to {sorted(outputs)}",
+            f"the {role} graph maps {sorted(inputs)} to {sorted(outputs)}; "
+            f"expected {sorted(expected[0])} to {sorted(expected[1])}",
             "export the bundle again with this version of flss-edge",
         )
 

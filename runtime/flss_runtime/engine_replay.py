@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from flss_runtime.attacked import AttackedImages, AttackedOutputs
 from flss_runtime.bundle import Bundle
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.comparison import REDUCED, Comparison, GateOutputs, Limits, Outputs, compare, count_votes
-from flss_runtime.decision import SmoothingPolicy, confidences
+from flss_runtime.decision import IntArray, SmoothingPolicy, confidences
 from flss_runtime.errors import InferenceError
 from flss_runtime.images import FloatArray, to_nchw
 from flss_runtime.noise import KeyedNoise
@@ -93,13 +94,22 @@ class Replay:
             DataError: An image does not fit the bundle.
             InferenceError: The engine failed, or gave what is no answer.
         """
-        golden = _replay_golden(self.bundle, self.golden, classifier, limits, self._real)
-        reference, on_reference = None, None
-        if self.reference is not None:
-            on_reference = self._outputs(classifier, self.reference.images, self.reference.seed, "reference images")
-            reference = self._compare(self.reference, on_reference, limits)
-        data = None if self.images is None else self._outputs(classifier, self.images, DATA_SEED, "images")
-        return Replayed(golden, reference, data, self._attacked(classifier), on_reference)
+        golden = _replay_golden(self.bundle, self.golden, classifier, limits, self.real)
+        reference, on_reference = self.on_reference(classifier, limits)
+        return Replayed(golden, reference, self.on_data(classifier), self._attacked(classifier), on_reference)
+
+    def on_reference(
+        self, classifier: SmoothedClassifier, limits: Limits, name: str = "reference"
+    ) -> tuple[Comparison | None, Outputs | None]:
+        """Replay the reference images: against the stored votes, and what came of them; None where there are none."""
+        if self.reference is None:
+            return None, None
+        found = self._outputs(classifier, self.reference.images, self.reference.seed, f"{name} images")
+        return self._compare(self.reference, found, limits, name), found
+
+    def on_data(self, classifier: SmoothedClassifier) -> Outputs | None:
+        """Replay the images of one's own; None where there are none."""
+        return None if self.images is None else self._outputs(classifier, self.images, DATA_SEED, "images")
 
     def fresh_noise(self, classifier: SmoothedClassifier, found: Replayed) -> Comparison | None:
         """Compare an engine with itself under other noise, on up to 300 of the images that are judged.
@@ -130,23 +140,23 @@ class Replay:
             min_votes=min_votes,
             min_confidence=min_confidence,
             name="other noise",
-            real=self.images is not None or self._real,
+            real=self.images is not None or self.real,
             limits=REDUCED,
         )
 
     @property
-    def _real(self) -> bool:
+    def real(self) -> bool:
+        """Whether the bundle's images are real ones."""
         return self.reference is not None and self.reference.real
 
-    def _compare(self, reference: Reference, found: Outputs, limits: Limits) -> Comparison:
+    def _compare(self, reference: Reference, found: Outputs, limits: Limits, name: str) -> Comparison:
         expected = Outputs(reference.votes)
         if reference.gate is not None and found.gate is not None:
             expected = Outputs(reference.votes, {"gate_confidence": reference.gate.confidence}, reference.gate)
             found = Outputs(found.votes, {"gate_confidence": found.gate.confidence}, found.gate)
         min_votes, min_confidence = self.thresholds
-        return compare(
-            expected, found, min_votes=min_votes, min_confidence=min_confidence, real=reference.real, limits=limits
-        )
+        options: dict[str, Any] = {"name": name, "real": reference.real, "limits": limits}
+        return compare(expected, found, min_votes=min_votes, min_confidence=min_confidence, **options)
 
     def _attacked(self, classifier: SmoothedClassifier) -> tuple[AttackedOutputs, ...]:
         if self.attacked is None:
@@ -171,7 +181,7 @@ class Replay:
         votes, confidence, means = [], [], []
         for first in range(0, len(images), _SLICE):
             part = images[first : first + _SLICE]
-            self._progress(f"{classifier.encoder.name}: {phase}", first / len(images))
+            self._progress(f"{classifier.name}: {phase}", first / len(images))
             votes.append(count_votes(classifier.vote(part), self.bundle.num_classes))
             if classifier.gate is not None:
                 confidence.append(confidences(classifier.gate_logits(part)))
@@ -184,16 +194,13 @@ def _replay_golden(
     bundle: Bundle, golden: Golden, classifier: SmoothedClassifier, limits: Limits, real: bool
 ) -> Comparison:
     pixels = to_nchw(golden.images)
-    latent = classifier.encoder.run({"images": pixels})
+    engines = classifier.sampler.engines
+    latent = engines["encoder"].run({"images": pixels})
     scale = np.array([golden.noise_scale], np.float32)
-    found = classifier.head.run(
+    found = engines["head"].run(
         {"mean": latent["mean"], "std": latent["std"], "noise": golden.noise, "noise_scale": scale}
     )
-    choices = found["choices"]
-    if choices.shape != golden.choices.shape or choices.min() < 0 or choices.max() >= bundle.num_classes:
-        problem = f"the head gave choices of shape {choices.shape} from {choices.min()} to {choices.max()}"
-        expected_choices = f"{golden.choices.shape} in 0 to {bundle.num_classes - 1}"
-        raise InferenceError(f"{problem}; expected {expected_choices}", "export the checkpoint again")
+    votes = golden_votes("head", found["choices"], golden, bundle.num_classes)
     expected = {"mean": golden.mean, "std": golden.std, "logits": golden.logits}
     tensors = {"mean": latent["mean"], "std": latent["std"], "logits": found["logits"]}
     if classifier.gate is not None and golden.gate_logits is not None:
@@ -201,12 +208,25 @@ def _replay_golden(
         tensors["gate_logits"] = classifier.gate.run({"images": pixels})["logits"]
     return compare(
         Outputs(count_votes(golden.choices, bundle.num_classes), expected),
-        Outputs(count_votes(choices, bundle.num_classes), tensors),
+        Outputs(votes, tensors),
         min_votes=_thresholds(bundle, golden.choices.shape[1], golden.noise_scale)[0],
         name="golden",
         real=real,
         limits=limits,
     )
+
+
+def golden_votes(role: str, choices: npt.NDArray[np.int64], golden: Golden, num_classes: int) -> IntArray:
+    """Count the votes (G, K) that a graph gave for the golden images.
+
+    Raises:
+        InferenceError: They are no choices among the classes.
+    """
+    if choices.shape != golden.choices.shape or choices.min() < 0 or choices.max() >= num_classes:
+        problem = f"the {role} gave choices of shape {choices.shape} from {choices.min()} to {choices.max()}"
+        expected = f"{golden.choices.shape} in 0 to {num_classes - 1}"
+        raise InferenceError(f"{problem}; expected {expected}", "export the checkpoint again")
+    return count_votes(choices, num_classes)
 
 
 def _thresholds(bundle: Bundle, num_samples: int, noise_scale: float) -> tuple[int | None, float | None]:

@@ -11,14 +11,15 @@ import numpy.typing as npt
 
 from flss_runtime.attacked import AttackedImages, RobustComparison, compare_attacked
 from flss_runtime.bundle import Bundle, load_bundle
-from flss_runtime.comparison import EXACT, REDUCED, Comparison, Limits, compare, limits_for
+from flss_runtime.comparison import EXACT, REDUCED, Comparison, Limits, Outputs, compare, limits_for
 from flss_runtime.engine_replay import Progress, Replay, Replayed
 from flss_runtime.engines.precision import NONE, UNKNOWN
 from flss_runtime.equivalence_report import EquivalenceReport
 from flss_runtime.errors import CheckFailed, EngineUnavailable, UsageError
 from flss_runtime.flips import BUDGET, FlipTest
+from flss_runtime.further_graphs import FUSED, FurtherGraphs, replay_further
 from flss_runtime.opening import open_classifier
-from flss_runtime.precision_check import check_precision
+from flss_runtime.precision_check import PrecisionCheck, check_precision
 
 JUDGE = "fp32 graphs on ort"
 _JUDGE_ENGINE, _JUDGE_PRECISION = "ort", "fp32"
@@ -68,7 +69,7 @@ def verify_bundle(
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
     replay = Replay(bundle, images, attacked, progress)
     options: dict[str, Any] = {"policy": replay.policy, "threads": threads, "strict": strict}
-    with open_classifier(bundle, engine, precision=precision, **options) as classifier:
+    with open_classifier(bundle, engine, precision=precision, fused=False, **options) as classifier:
         facts = classifier.engine_facts()
         checked = check_precision(facts, precision, strict=strict)
         judges_itself = _is_judge(facts, precision)
@@ -80,6 +81,8 @@ def verify_bundle(
         limits = _limits(facts, precision)
         found = replay.through(classifier, limits)
         other_noise = replay.fresh_noise(classifier, found)
+        further = replay_further(replay, classifier, precision, limits, options)
+    facts, checked = _with_further(facts, further, checked, precision, strict)
     judge = found if judges_itself else _judge(replay, options)
     return EquivalenceReport(
         engine=facts["engine"],
@@ -90,9 +93,12 @@ def verify_bundle(
         thresholds=replay.thresholds,
         golden=found.golden,
         reference=found.reference,
-        data=_compare_data(replay, judge, found, limits),
+        data=_compare_data(replay, judge, found.data, limits),
         data_reference=JUDGE if images is not None else "",
         adversarial=_compare_attacked(replay, judge, found, budget),
+        fused_golden=further.fused_golden,
+        fused=_compare_data(replay, judge, further.fused_data, limits, FUSED) or further.fused_reference,
+        logit=further.logit,
         other_noise=other_noise,
         notes=(*checked.notes, *_notes(replay, judges_itself)),
         unsure=checked.doubts,
@@ -115,7 +121,8 @@ def _judge(replay: Replay, options: Mapping[str, Any]) -> Replayed | None:
     if replay.images is None and replay.attacked is None:
         return None
     try:
-        with open_classifier(replay.bundle, _JUDGE_ENGINE, precision=_JUDGE_PRECISION, **options) as classifier:
+        opened = open_classifier(replay.bundle, _JUDGE_ENGINE, precision=_JUDGE_PRECISION, fused=False, **options)
+        with opened as classifier:
             judge = replay.through(classifier, EXACT)
     except EngineUnavailable as error:
         raise EngineUnavailable(
@@ -131,16 +138,28 @@ def _judge(replay: Replay, options: Mapping[str, Any]) -> Replayed | None:
     return judge
 
 
-def _compare_data(replay: Replay, judge: Replayed | None, found: Replayed, limits: Limits) -> Comparison | None:
-    if judge is None or judge.data is None or found.data is None:
+def _with_further(
+    facts: Mapping[str, Any], further: FurtherGraphs, checked: PrecisionCheck, precision: str, strict: bool
+) -> tuple[dict[str, Any], PrecisionCheck]:
+    """Add the further graphs to what is known of the engine, and to what does not fit the precision asked for."""
+    theirs = {"precision": further.precision, "graphs": dict.fromkeys(further.precision, precision)}
+    found = check_precision({**facts, **theirs}, precision, strict=strict)
+    both = PrecisionCheck((*checked.notes, *found.notes, *further.notes), (*checked.doubts, *found.doubts))
+    return {**facts, **{key: {**facts[key], **theirs[key]} for key in theirs}}, both
+
+
+def _compare_data(
+    replay: Replay, judge: Replayed | None, found: Outputs | None, limits: Limits, name: str = "data"
+) -> Comparison | None:
+    if judge is None or judge.data is None or found is None:
         return None
     min_votes, min_confidence = replay.thresholds
     return compare(
         judge.data,
-        found.data,
+        found,
         min_votes=min_votes,
         min_confidence=min_confidence,
-        name="data",
+        name=name,
         limits=limits,
     )
 

@@ -21,9 +21,8 @@ POLICY_NAME = "policy.json"
 GOLDEN_NAME = "golden.npz"
 REFERENCE_NAME = "reference.npz"
 PRECISIONS = ("fp32", "fp16", "int8")
-ROLES = ("encoder", "head", "deterministic", "gate")
+ROLES = ("encoder", "head", "deterministic", "gate", "fused", "logit")
 GATE = "gate"
-MODE = "latent"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 

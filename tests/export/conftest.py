@@ -43,6 +43,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
+def linear_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """As `checkpoint`, but with the linear head that logit sampling needs."""
+    config = ModelConfig(num_classes=5, width=4, latent_dim=16, image_size=16)
+    path = tmp_path_factory.mktemp("checkpoint") / "linear.pt"
+    save_checkpoint(path, Checkpoint(_make_model(config, 5), ("ant", "bee", "cow", "dog", "eel")))
+    return load_checkpoint(path)
+
+
+@pytest.fixture(scope="session")
+def linear_graphs(linear_checkpoint: Checkpoint) -> GraphSet:
+    return build_graphs(linear_checkpoint.model)
+
+
+@pytest.fixture(scope="session")
 def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("again") / "tiny.pt"
     save_checkpoint(path, checkpoint)

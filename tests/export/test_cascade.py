@@ -21,8 +21,9 @@ from flss_edge.classifiers.vote import Vote
 from flss_edge.data import ImageSet
 from flss_edge.model import Classifier, ModelConfig, build_network
 from flss_export import exporter
-from flss_export.graphs import RANDOM_OPERATORS, GraphSet, gate_graph
+from flss_export.graphs import GraphSet, gate_graph
 from flss_export.parity import parity
+from flss_export.protos import RANDOM_OPERATORS
 from flss_runtime.arrays import read_golden, read_reference
 from flss_runtime.bundle import Bundle, store_calibration
 from flss_runtime.engines import open_engine
@@ -273,3 +274,23 @@ def test_real_images_and_the_same_files_again(checkpoint: Checkpoint, gate: Chec
         means = checkpoint.model(pixels_of(images)).argmax(dim=1).numpy()
     np.testing.assert_array_equal(replayed.gate.mean_choices, means)
     assert (replayed.votes.argmax(axis=1) != means).any()  # under so much noise the vote is another matter
+
+
+def test_its_vote_may_be_one_graph(
+    linear_checkpoint: Checkpoint, linear_graphs: GraphSet, gate: Checkpoint, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(exporter, "build_graphs", lambda model: linear_graphs)
+    options: dict[str, Any] = {"gate": gate, "num_samples": 20, "seed": 3, "sampling": "logit", "fused": True}
+    made = exporter.export_bundle(linear_checkpoint, tmp_path / "cascade.bundle", **options)
+    images = random_images(40)
+    confidence = middle_confidence(gate, images)
+    made = calibrated(made, confidence)
+    assert made.manifest["parity"]["fused"]["tensor_differences"].keys() == {"logits", "deterministic", "gate_logits"}
+    report = verify_bundle(made, budget=0.05)
+    assert report.passed and report.fused is not None and report.fused.gate_flips == 0
+    assert {test.kind for test in report.flips} >= {"gate", "fused gate", "fused rejection"}
+    answers = reference(linear_checkpoint, gate, images, confidence, seed=0)
+    for fused in (True, False):
+        with open_classifier(made, noise=SeededNoise(0), fused=fused) as classifier:
+            found = [(each.label, each.gated) for each in classifier.classify(images)]
+        assert found == answers

@@ -13,8 +13,9 @@ from flss_edge.data import ImageSet
 from flss_edge.model import ModelConfig, build_network
 from flss_export import exporter
 from flss_export.exporter import export_bundle
-from flss_export.graphs import GraphSet, head_graph
-from flss_export.parity import reference_network
+from flss_export.graphs import GraphSet
+from flss_export.reference import reference_network
+from flss_export.sampling_graphs import head_graph
 from flss_runtime.arrays import read_golden, read_reference
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.equivalence import verify_bundle

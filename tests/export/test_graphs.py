@@ -14,7 +14,9 @@ from torch import nn
 
 from flss_edge.checkpoint import Checkpoint
 from flss_edge.model import FLSS, ModelConfig
-from flss_export.graphs import RANDOM_OPERATORS, GraphSet, build_graphs, fuse_batch_norm, head_graph
+from flss_export.graphs import GraphSet, build_graphs, fuse_batch_norm
+from flss_export.protos import RANDOM_OPERATORS
+from flss_export.sampling_graphs import head_graph
 from flss_runtime.engines import open_engine
 from flss_runtime.errors import CheckFailed
 

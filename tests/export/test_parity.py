@@ -10,8 +10,9 @@ from torch import nn
 
 from flss_edge.checkpoint import Checkpoint
 from flss_edge.model import ModelConfig
-from flss_export.graphs import head_graph
-from flss_export.parity import CHUNK, parity, reference_network, reference_outputs, replay
+from flss_export.parity import CHUNK, parity, replay
+from flss_export.reference import reference_network, reference_outputs
+from flss_export.sampling_graphs import head_graph
 from flss_runtime.bundle import Bundle, store_calibration
 from flss_runtime.comparison import count_votes
 from flss_runtime.decision import SmoothingPolicy

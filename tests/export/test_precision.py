@@ -15,10 +15,12 @@ from flss_edge.checkpoint import Checkpoint
 from flss_edge.data import ImageSet
 from flss_edge.model import FLSS, ModelConfig
 from flss_export import exporter
-from flss_export.graphs import HEAVY_OPERATORS, GraphSet, head_graph
+from flss_export.graphs import GraphSet
 from flss_export.half import half_head, half_network
 from flss_export.parity import parity
 from flss_export.precision import check_precisions, parse_precisions, precision_of, role_of, variants
+from flss_export.protos import HEAVY_OPERATORS
+from flss_export.sampling_graphs import head_graph
 from flss_runtime import bundle_engines
 from flss_runtime.bundle import Bundle
 from flss_runtime.bundle_engines import open_bundle_engines
@@ -199,7 +201,7 @@ def test_an_engine_without_float32_products_gets_the_fp16_head(
     monkeypatch.setattr(bundle_engines, "open_engine", without_float32)
     with caplog.at_level(logging.WARNING, "flss_runtime"):
         opened = open_bundle_engines(reduced, precision="fp16", threads=1)
-    assert opened.head.outputs["logits"].dtype == "float32"
+    assert opened.engines["head"].outputs["logits"].dtype == "float32"
     assert opened.graphs == {"encoder": "fp16", "head": "fp16"}
     opened.close()
     assert "no FP32 GEMM" in caplog.text

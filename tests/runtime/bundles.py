@@ -102,6 +102,16 @@ def write_tiny(target: Path, model: Any, **changed: Any) -> Bundle:
     return write_bundle(target, manifest, policy, files, **changed)
 
 
+def further(model: Any, *roles: str) -> dict[str, Any]:
+    """What `write_tiny` takes to list further graphs of the model, such as "fused" and "logit", too."""
+    fields = manifest_fields(model)
+    manifest = {
+        "graphs": {**fields["graphs"], **{role: f"{role}.onnx" for role in roles}},
+        "precision": {**fields["precision"], **dict.fromkeys(roles, "fp32")},
+    }
+    return {"manifest": manifest, "files": {f"{role}.onnx": getattr(model, role) for role in roles}}
+
+
 def entry(**changed: Any) -> dict[str, Any]:
     return {"num_samples": NUM_SAMPLES, "noise_scale": NOISE_SCALE, "mode": "latent", "min_votes": 17, **changed}
 
