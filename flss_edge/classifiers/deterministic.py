@@ -1,66 +1,57 @@
-"""The vote of a linear head without chance: its logits are Gaussian, so the shares are integrals in K - 1 dimensions.
-
-With a linear head W, b and latents Normal(mean, s^2 diag(std^2)), the logits are Normal(W mean + b, s^2 W diag(std^2)
-W^T). Only differences of logits decide a vote; those fill K - 1 dimensions.
-"""
+"""The vote of a linear head without chance: its logits are Gaussian, and a fixed set of points stands for the noise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from flss_edge.classifiers.answers import Answers, joined
-from flss_edge.classifiers.vote import answers_of, choices_of, soft_shares, vote_policy
+from flss_edge.classifiers.vote import answers_of, soft_shares, vote_policy
 from flss_edge.minibatch import Draws
 from flss_edge.model import FLSS
 from flss_runtime.decision import decide
 from flss_runtime.errors import UsageError
+from flss_runtime.logit_sampling import JITTERS
+from flss_runtime.point_set import PointSetSampling, normal_points
 
 if TYPE_CHECKING:  # typing has it from Python 3.11 on
     from typing_extensions import Self
 
-SCRAMBLE_SEED = 1
-JITTER = 1e-9  # of the covariance, relative to its mean variance: it may be singular, for K - 1 > D for example
 VALUES = 2**24  # logits at a time
 TINY = torch.finfo(torch.float32).tiny
-LEAST = 2.0**-33  # half of Sobol's resolution
 
 
 @dataclass(frozen=True, eq=False)
 class DeterministicVote:
-    """FLSS whose vote is counted over fixed points of the logits' own distribution: no chance, no repeated tries.
+    """FLSS whose vote is counted at fixed points of the logits' own distribution: no chance, no repeated tries.
 
-    The points are one scrambled Sobol set in K - 1 dimensions, the same for every image and query, so an image's
-    answer depends on nothing but the image (and rounding). The score of an answer is its share of the votes times 100,
-    0 to 100. With 1,024 points and 10 classes, shares on CIFAR-10 images were within 0.025 of those of 100,000 samples,
-    and within 0.006 on average.
+    It is the runtime's deterministic sampling, with its points and its code, so that an exported bundle decides the
+    same; an image's answer depends on nothing but the image (and rounding). The score of an answer is its votes, 0 to
+    N. How close they come to those of a million samples is in benchmarks/results/README.md.
 
     Attributes:
         network: in eval mode, with a linear head.
         name: in reports.
-        points: that vote, a power of two.
+        num_samples: N, points that vote.
         noise_scale: factor on the standard deviation.
         threshold: an image is accepted iff its score is at least that.
 
     Raises:
-        UsageError: the head has hidden layers, or the number of points is no power of two.
+        UsageError: the head has hidden layers.
     """
 
     network: FLSS
     name: str = "deterministic-vote"
-    points: int = 1024
+    num_samples: int = 100
     noise_scale: float = 2.0
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what has no such distribution."""
         linear_head(self.network)
-        if self.points < 1 or self.points & (self.points - 1):
-            raise UsageError(f"{self.points} points are no Sobol set", "Give a power of two, such as 1024.")
 
     @property
     def num_classes(self) -> int:
@@ -73,7 +64,7 @@ class DeterministicVote:
         return logits
 
     def sampled_logits(self, images: Tensor, samples: int, draws: Draws, name: str) -> Tensor:
-        """Return (S, B, K) at all the S points, up to a shift of all classes; nothing is random."""
+        """Return (S, B, K) at all the S = N points; nothing is random."""
         return self._logits(images).transpose(0, 1)
 
     def class_scores(self, images: Tensor, samples: int, draws: Draws, name: str, temperature: float) -> Tensor:
@@ -83,31 +74,55 @@ class DeterministicVote:
     @torch.no_grad()
     def answer(self, images: Tensor, first: int) -> Answers:
         """Answer images (B, 3, H, W) by vote; the noise counter plays no part."""
-        policy = vote_policy(self.points, self.noise_scale, self.threshold * self.points / 100)
-        size = max(1, VALUES // (self.points * self.num_classes))
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
-        votes = joined([answers_of(decide(choices_of(self._logits(part)), policy)) for part in parts])
-        return Answers(votes.labels, votes.scores * 100 / self.points, votes.accepted)
+        policy = vote_policy(self.num_samples, self.noise_scale, self.threshold)
+        size = max(1, VALUES // (self.num_samples * self.num_classes))
+        sampling = PointSetSampling(self.num_samples, self.num_classes)
+        answers = []
+        for start in range(0, len(images), size):
+            gaussian = logit_gaussian(self.network, images[start : start + size])
+            mean_logits, covariance = (part.float().cpu().numpy() for part in gaussian)
+            answers.append(answers_of(decide(sampling.draw(mean_logits, covariance, self.noise_scale)[1], policy)))
+        return joined(answers)
 
     def with_threshold(self, threshold: float) -> Self:
         """Return this classifier with another threshold."""
         return replace(self, threshold=threshold)
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Return logits (B, points, K)."""
-        head = linear_head(self.network)
-        mean, logvar = self.network.encoder(images)
-        contrasts = orthogonal_contrasts(self.num_classes).to(images.device)  # (K, K - 1)
-        weight = contrasts.t() @ head.weight.double()  # (K - 1, D)
-        covariance = (weight * logvar.double().exp()[:, None]) @ weight.t()  # (B, K - 1, K - 1)
-        size = covariance.diagonal(dim1=1, dim2=2).mean(dim=1) + TINY
-        jitter = (JITTER * size)[:, None].expand(-1, len(weight)).diag_embed()
-        factor: Tensor = contrasts @ torch.linalg.cholesky(covariance + jitter)  # (B, K, K - 1)
-        points = normal_points(self.points, len(weight)).to(images.device)
-        spread = points.to(mean.dtype) @ factor.transpose(1, 2).to(mean.dtype)
-        centre: Tensor = head(mean)
-        logits: Tensor = centre[:, None] + self.noise_scale * spread
+        """Return logits (B, N, K), differentiable: the same as the runtime's up to rounding."""
+        mean_logits, covariance = logit_gaussian(self.network, images)
+        order = (-mean_logits.detach()).argsort(dim=1, stable=True)  # as `leading_first`
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        ordered = covariance[rows[:, :, None], order[:, :, None], order[:, None]]
+        trace = ordered.diagonal(dim1=1, dim2=2).sum(dim=1).detach()
+        jitter = (JITTERS[0] * trace + TINY)[:, None].expand(-1, self.num_classes).diag_embed()
+        lower: Tensor = torch.linalg.cholesky(ordered + jitter)
+        root = lower.gather(1, order.argsort(dim=1)[:, :, None].expand_as(lower))  # rows in the classes' own order
+        points = torch.from_numpy(normal_points(self.num_samples, self.num_classes).copy()).to(images)
+        spread = points @ root.transpose(1, 2).to(images.dtype)
+        logits: Tensor = mean_logits[:, None] + self.noise_scale * spread
         return logits
+
+
+def logit_gaussian(network: FLSS, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the logits of an image's samples are distributed by: their mean and, at noise scale 1, covariance.
+
+    Args:
+        network: in eval mode, with a linear head W, b.
+        images: (B, 3, H, W) float in [0, 1].
+
+    Returns:
+        W mean + b, (B, K), and W diag(std^2) W^T, (B, K, K) float64; differentiable.
+
+    Raises:
+        UsageError: the head has hidden layers.
+    """
+    head = linear_head(network)
+    mean, logvar = network.encoder(images)
+    mean_logits: Tensor = head(mean)
+    weight = head.weight.double()
+    covariance: Tensor = (weight * logvar.double().exp()[:, None]) @ weight.t()
+    return mean_logits, covariance
 
 
 def win_probability(network: FLSS, images: Tensor, noise_scale: float) -> Tensor:
@@ -148,23 +163,3 @@ def linear_head(network: FLSS) -> nn.Linear:
             "Use the sampled vote, or a network with a linear head.",
         )
     return first
-
-
-@lru_cache(maxsize=8)
-def normal_points(count: int, dimensions: int) -> Tensor:
-    """Return (count, dimensions) float64: a Sobol set with a fixed scramble, through the normal quantile function."""
-    sobol: Any = torch.quasirandom.SobolEngine
-    uniform = sobol(dimensions, scramble=True, seed=SCRAMBLE_SEED).draw(count, dtype=torch.float64)
-    points: Tensor = torch.special.ndtri(uniform.clamp(LEAST, 1 - LEAST))
-    return points
-
-
-@lru_cache(maxsize=8)
-def orthogonal_contrasts(classes: int) -> Tensor:
-    """Return (K, K - 1) float64: an orthonormal basis of what is left of K values without their mean (Helmert)."""
-    columns = []
-    for k in range(1, classes):
-        column = torch.zeros(classes, dtype=torch.float64)
-        column[:k], column[k] = 1, -k
-        columns.append(column / column.norm())
-    return torch.stack(columns, dim=1)

@@ -67,7 +67,7 @@ def _of_flss(network: FLSS, num_samples: int, noise_scale: float, seed: int) -> 
     return [
         vote,
         replace(vote, name="vote-fixed", noise="fixed"),
-        *([DeterministicVote(network, noise_scale=noise_scale)] if linear else []),
+        *([DeterministicVote(network, num_samples=num_samples, noise_scale=noise_scale)] if linear else []),
         MeanSoftmax(network, num_samples=num_samples, noise_scale=noise_scale, seed=seed),
         Confidence(network, NO_SAMPLING),
     ]
@@ -124,5 +124,5 @@ def _threshold(classifier: SelectiveClassifier, answers: Answers, images: ImageS
         return classifier.threshold
     if classifier.name == CCAT_OWN:
         return threshold_for_true_positive_rate(answers.scores, correct)
-    highest = float(classifier.num_samples) if isinstance(classifier, Vote) else None
+    highest = float(classifier.num_samples) if isinstance(classifier, Vote | DeterministicVote) else None
     return threshold_for_budget(answers.scores, correct, budget, highest)

@@ -16,6 +16,7 @@ from flss_edge.cli.options import (
     OutputOption,
     OverwriteOption,
     PrecisionOption,
+    SamplingOption,
     SeedOption,
     SplitOption,
     StrictOption,
@@ -24,8 +25,10 @@ from flss_edge.cli.options import (
 )
 from flss_edge.cli.output import Document, check_output, emit, progress, say
 from flss_runtime.errors import UsageError
+from flss_runtime.sampling import DETERMINISTIC, LATENT
 
 COLUMNS = {
+    "mode": "sampling",
     "num_samples": "N",
     "noise_scale": "noise scale",
     "min_confidence": "min confidence",
@@ -52,6 +55,7 @@ def calibrate(
     seed: SeedOption = 0,
     engine: EngineOption = "ort",
     precision: PrecisionOption = "fp32",
+    sampling: SamplingOption = LATENT,
     threads: ThreadsOption = None,
     strict: StrictOption = True,
     form: FormatOption = None,
@@ -61,7 +65,7 @@ def calibrate(
     """Choose and store the rejection threshold.
 
     It is the strictest one that falsely rejects at most the budget's share of the images. These must be images that
-    neither trained the model nor chose the checkpoint.
+    neither trained the model nor chose the checkpoint. Each sampling and each number of samples has its own.
 
     A cascade gets two: its gate keeps 99 % of what it classifies correctly; the vote's is chosen on the vote alone.
     """
@@ -82,11 +86,13 @@ def calibrate(
     samples = loaded.num_samples if num_samples is None else num_samples
     policy = SmoothingPolicy(samples, loaded.noise_scale, min_confidence=0.0 if loaded.has_gate else None)
     options: dict[str, Any] = {"policy": policy, "noise": SeededNoise(seed), "threads": threads, "strict": strict}
-    with progress() as report, open_classifier(loaded, engine, precision=precision, **options) as classifier:
+    options |= {"precision": precision, "sampling": sampling}
+    with progress() as report, open_classifier(loaded, engine, **options) as classifier:
         report(f"voting on {len(found)} images", 0.0)
         facts = classifier.engine_facts()
         checked = check_precision(facts, precision, strict=strict)
-        provenance = Provenance(found.source, found.sha256, _engine_in_words(facts), seed)
+        noise_seed = None if sampling == DETERMINISTIC else seed
+        provenance = Provenance(found.source, found.sha256, _engine_in_words(facts), noise_seed)
         entry = calibrate_policy(classifier, found.images, found.labels, budget, provenance)
     stored = store_calibration(loaded, entry)
     gate = {"min_confidence": entry["gate"]["min_confidence"]} if loaded.has_gate else {}
@@ -95,7 +101,7 @@ def calibrate(
         columns={key: name for key, name in COLUMNS.items() if gate or key != "min_confidence"},
         rows=[{**entry, **gate}],
         artifact={"bundle": str(stored.path), "digest": stored.digest},
-        config={"engine": engine, "precision": precision, "split": split, "seed": seed},
+        config={"engine": engine, "precision": precision, "sampling": sampling, "split": split, "seed": noise_seed},
         notes=[*entry["notes"], *checked.notes, *checked.doubts],
     )
     emit(document, form, output, overwrite)
@@ -106,12 +112,13 @@ def calibrate(
             f"{entry['n']} images, {found_gate['kept']} of the {found_gate['correct']} that it classifies correctly"
         )
     low, high = entry["interval"]
+    votes = f"{entry['min_votes']} of {entry['num_samples']} votes"
     say(
-        f"stored in {stored.path}: accepted from {entry['min_votes']} of {entry['num_samples']} votes; "
+        f"stored in {stored.path} for {sampling} sampling: accepted from {votes}; "
         f"falsely rejected {entry['false_rejects']} of {entry['n']} (95 % interval {low:.1%} to {high:.1%})"
     )
 
 
 def _engine_in_words(facts: Mapping[str, Any]) -> str:
     """Say what voted, as policy.json keeps it: "ort (onnxruntime 1.32.0, CPUExecutionProvider, fp32)"."""
-    return f"{facts['engine']} ({facts['library']}, {facts['device']}, {facts['precision']['encoder']})"
+    return f"{facts['engine']} ({facts['library']}, {facts['device']}, {next(iter(facts['precision'].values()))})"

@@ -16,6 +16,7 @@ from flss_edge.cli.options import (
     NumSamplesOption,
     OutputOption,
     OverwriteOption,
+    SamplingOption,
     SeedOption,
     SplitOption,
     StrictOption,
@@ -25,6 +26,7 @@ from flss_edge.cli.options import (
 )
 from flss_edge.cli.output import check_output, emit
 from flss_runtime.errors import UsageError
+from flss_runtime.sampling import LATENT
 
 
 def evaluate(
@@ -98,6 +100,7 @@ def evaluate(
     ] = "auto",
     seed: SeedOption = 0,
     engine: EngineOption = "ort",
+    sampling: SamplingOption = LATENT,
     threads: ThreadsOption = None,
     strict: StrictOption = True,
     form: FormatOption = None,
@@ -137,6 +140,7 @@ def evaluate(
         device=device,
         seed=seed,
         engine=engine,
+        sampling=sampling,
         threads=threads,
         strict=strict,
         overwrite=overwrite,
@@ -147,6 +151,9 @@ def evaluate(
 
         if replay is not None:
             raise UsageError("--replay sends images to a bundle, not to a checkpoint", "export it first")
+        if sampling != LATENT:
+            fix = "leave it out: deterministic-vote stands beside vote, and --against deterministic-vote attacks it"
+            raise UsageError("--sampling says how a bundle votes, not a checkpoint", fix)
         document = evaluate_checkpoint(artefact, options)
     else:
         from flss_edge.cli.evaluate_bundle import evaluate_bundle

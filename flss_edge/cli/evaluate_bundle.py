@@ -27,6 +27,7 @@ from flss_runtime.environment import describe_environment
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
+from flss_runtime.sampling import DETERMINISTIC
 
 ROUNDING = 1e-6  # of float32 sums of pixels
 
@@ -35,7 +36,7 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
     """Measure a bundle as a robot runs it."""
     _check_options(options)
     bundle = load_bundle(path)
-    policy = bundle.policy(options.num_samples)
+    policy = bundle.policy(options.num_samples, options.sampling)
     notes: list[str] = []
     checks: list[dict[str, Any]] = []
     if options.replay is None:
@@ -56,6 +57,7 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
         open_classifier(
             bundle,
             options.engine,
+            sampling=options.sampling,
             policy=policy,
             noise=noise,
             threads=options.threads,
@@ -67,7 +69,9 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
             report(str(attack["name"]), number / len(attacks))
             answers[attack["name"]] = _answers(classifier, images_of)
     groups = {attack["name"]: tuple(attack["groups"]) for attack in attacks}
-    name = "cascade" if "gate" in bundle.manifest["graphs"] else "vote"
+    # As a checkpoint's classifiers are named; logit sampling is the vote in another way.
+    votes = "deterministic-vote" if options.sampling == DETERMINISTIC else "vote"
+    name = "cascade" if bundle.has_gate else votes
     threshold, highest = float(policy.min_votes), float(policy.num_samples * (2 if name == "cascade" else 1))
     results = {
         "classifiers": [classifier_results(name, threshold, "of the bundle", labels, answers, groups, None, highest)],
@@ -77,6 +81,7 @@ def evaluate_bundle(path: Path, options: EvaluationOptions) -> Document:
     }
     config = {
         "engine": options.engine,
+        "sampling": options.sampling,
         "seed": options.seed,
         "n": len(labels),
         "num_samples": policy.num_samples,
@@ -139,7 +144,9 @@ def _differing(bundle: Bundle, saved: AdversarialSet, options: EvaluationOptions
         return [
             "WARNING these images were made against another checkpoint: they show transfer, not this bundle's worth"
         ]
-    here = {"seed": options.seed, "num_samples": policy.num_samples, "noise_scale": policy.noise_scale}
+    here = {"num_samples": policy.num_samples, "noise_scale": policy.noise_scale}
+    if options.sampling != DETERMINISTIC:
+        here["seed"] = options.seed
     return [
         f"WARNING {key} is {value} here and {saved.description.get(key)} in the file: the votes will differ by chance"
         for key, value in here.items()
@@ -197,7 +204,7 @@ def _served_before(bundle: Bundle, images: ImageSet, options: EvaluationOptions)
     assert options.data is not None
     data = options.data
     load = functools.partial(load_for_bundle, bundle, data)
-    calibration = bundle.calibration(options.num_samples) or {}
+    calibration = bundle.calibration(options.num_samples, options.sampling) or {}
     known = {"calibration": calibrated_on(calibration.get("data_sha256"), load)}
     for key, whose in (("checkpoint", ""), ("gate_checkpoint", "the gate")):
         if key in bundle.manifest:

@@ -38,6 +38,7 @@ class EvaluationOptions:
     device: str
     seed: int
     engine: str
+    sampling: str
     threads: int | None
     strict: bool
     overwrite: bool

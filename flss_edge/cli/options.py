@@ -35,6 +35,14 @@ def _known_engine(text: str) -> str:
     return text if text == AUTO else str(parse_engine(text))
 
 
+def _known_sampling(text: str) -> str:
+    """Refuse a sampling that does not exist before anything is read."""
+    from flss_runtime.sampling import check_sampling
+
+    check_sampling(text)
+    return text
+
+
 EngineOption: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -42,7 +50,7 @@ EngineOption: TypeAlias = Annotated[
         callback=_known_engine,
         metavar="ENGINE[:DEVICE]",
         help="Inference engine: ort, ort:cuda, ort:tensorrt, ort:tensorrt-rtx, openvino, openvino:gpu, trt, or auto "
-        "for the faster of ort and openvino on this machine.",
+        "for the fastest of ort, openvino and ort:cuda on this machine.",
     ),
 ]
 StrictOption: TypeAlias = Annotated[
@@ -57,6 +65,14 @@ ThreadsOption: TypeAlias = Annotated[
 ]
 PrecisionOption: TypeAlias = Annotated[
     str, typer.Option("--precision", help="Precision of the network: fp32, fp16 or int8, as the bundle has it.")
+]
+SamplingOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--sampling",
+        callback=_known_sampling,
+        help="How the votes arise: latent, logit (the same in as many dimensions as classes) or deterministic.",
+    ),
 ]
 NumSamplesOption: TypeAlias = Annotated[
     int | None, typer.Option("-n", "--num-samples", help="Latent samples an image; by default the bundle's.")

@@ -16,12 +16,14 @@ from flss_edge.cli.options import (
     OutputOption,
     OverwriteOption,
     PrecisionOption,
+    SamplingOption,
     StrictOption,
     ThreadsOption,
     resolve_bundle,
 )
 from flss_edge.cli.output import Cell, Document, check_output, emit, progress, say
 from flss_runtime.errors import DataError, UsageError
+from flss_runtime.sampling import DETERMINISTIC, LATENT
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
@@ -49,6 +51,7 @@ def predict(
     ],
     engine: EngineOption = "ort",
     precision: PrecisionOption = "fp32",
+    sampling: SamplingOption = LATENT,
     threads: ThreadsOption = None,
     strict: StrictOption = True,
     num_samples: NumSamplesOption = None,
@@ -74,10 +77,10 @@ def predict(
     bundle_path, pictures = _split(paths)
     files = list(_find_pictures(pictures))
     bundle = load_bundle(bundle_path)
-    policy = bundle.policy(num_samples)  # refuses an uncalibrated bundle before a key is drawn or stored
-    noise = _noise(seed, record_key)
+    policy = bundle.policy(num_samples, sampling)  # refuses an uncalibrated bundle before a key is drawn or stored
+    noise = _noise(seed, record_key, sampling)
     options: dict[str, Any] = {"policy": policy, "noise": noise, "threads": threads, "strict": strict}
-    with open_classifier(bundle, engine, precision=precision, **options) as classifier:
+    with open_classifier(bundle, engine, precision=precision, sampling=sampling, **options) as classifier:
         rows = list(_rows(classifier, bundle, files))
     document = Document(
         command="predict",
@@ -87,6 +90,7 @@ def predict(
         config={
             "engine": engine,
             "precision": precision,
+            "sampling": sampling,
             "num_samples": policy.num_samples,
             "noise_scale": policy.noise_scale,
             "min_votes": policy.min_votes,
@@ -128,9 +132,11 @@ def _find_pictures(paths: Iterable[Path]) -> Iterator[Path]:
         yield from found
 
 
-def _noise(seed: int | None, record_key: Path | None) -> NoiseSource:
+def _noise(seed: int | None, record_key: Path | None, sampling: str) -> NoiseSource:
     from flss_runtime.noise import SeededNoise, SystemNoise
 
+    if sampling == DETERMINISTIC and (seed is not None or record_key is not None):
+        raise UsageError("deterministic sampling has no noise to repeat", "drop --seed and --record-key")
     if seed is None:
         return SystemNoise(record_key)
     if record_key is not None:

@@ -157,11 +157,9 @@ def _rule(classifier: SelectiveClassifier, budget: str) -> str:
 
 def _highest(classifier: SelectiveClassifier) -> float:
     """Return the highest score that a classifier can give."""
-    if isinstance(classifier, DeterministicVote):
-        return 100.0
     if isinstance(classifier, Cascade):
         return classifier.vote.num_samples + 1.0
-    return float(classifier.num_samples) if isinstance(classifier, Vote | PixelNoiseVote) else 1.0
+    return float(classifier.num_samples) if isinstance(classifier, Vote | DeterministicVote | PixelNoiseVote) else 1.0
 
 
 def _persistent(

@@ -62,7 +62,10 @@ class Batches:
     def stack(self, frames: Sequence[npt.NDArray[Any]]) -> FloatArray:
         """Return valid images as one batch (B, 3, H, W) float32, for one image without allocating."""
         if len(frames) == 1:
-            return to_nchw(frames[0][None], self._one_image) if frames[0].dtype == np.uint8 else frames[0][None]
+            if frames[0].dtype == np.uint8:
+                return to_nchw(frames[0][None], self._one_image)
+            np.copyto(self._one_image[0], frames[0])  # a graph is bound to this array, not to the caller's
+            return self._one_image
         batch = np.empty((len(frames), *self._one_image.shape[1:]), np.float32)
         for row, image in enumerate(frames):
             if image.dtype == np.uint8:

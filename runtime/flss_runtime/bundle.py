@@ -25,7 +25,6 @@ from flss_runtime.integrity import (
 from flss_runtime.manifest import (
     GATE,
     MANIFEST_NAME,
-    MODE,
     POLICY_NAME,
     PRECISIONS,
     ROLES,
@@ -37,7 +36,10 @@ from flss_runtime.manifest import (
     policy_digest,
     version_for,
 )
+from flss_runtime.sampling import LATENT, check_sampling
 from flss_runtime.strict_json import Json, file_json, read_json
+
+_OPTIONS = {"fused": " --fused", "logit": " --sampling logit", "gate": " --gate GATE"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Bundle:
         """Return the ONNX graph of a role.
 
         Args:
-            role: "encoder", "head", "deterministic" or "gate".
+            role: "encoder", "head", "deterministic", "gate", "fused" or "logit".
             precision: "fp32", "fp16" or "int8".
 
         Raises:
@@ -95,7 +97,8 @@ class Bundle:
             if _role(key) == role
         }
         if role not in ROLES or not available:
-            raise BundleError(f"{self.path} has no {role!r} graph", "export the checkpoint again to get every graph")
+            fix = f"export it too: flss-edge export CHECKPOINT{_OPTIONS.get(role, '')}"
+            raise BundleError(f"{self.path} has no {role!r} graph", fix)
         if precision not in PRECISIONS:
             raise UsageError(f"there is no precision {precision!r}", f"choose one of: {', '.join(PRECISIONS)}")
         if precision not in available:
@@ -109,42 +112,44 @@ class Bundle:
         graphs = self.manifest["precision"]
         return tuple(each for each in PRECISIONS if each in {graphs[key] for key in graphs if _role(key) == role})
 
-    def calibration(self, num_samples: int | None = None) -> Json | None:
+    def calibration(self, num_samples: int | None = None, sampling: str = LATENT) -> Json | None:
         """Return the calibration entry for N (default: the policy's) at the policy's noise scale, or None.
 
-        An entry without threshold for the gate is none for a cascade.
+        An entry of another sampling is none, and one without threshold for the gate is none for a cascade.
         """
         wanted = self.num_samples if num_samples is None else num_samples
         for entry in self.calibrations:
-            if (entry["num_samples"], entry["noise_scale"], entry["mode"]) == (wanted, self.noise_scale, MODE):
+            if (entry["num_samples"], entry["noise_scale"], entry["mode"]) == (wanted, self.noise_scale, sampling):
                 return entry if GATE in entry or not self.has_gate else None
         return None
 
-    def policy(self, num_samples: int | None = None) -> SmoothingPolicy:
-        """Return the calibrated policy for N samples (default: the policy's).
+    def policy(self, num_samples: int | None = None, sampling: str = LATENT) -> SmoothingPolicy:
+        """Return the policy that was calibrated for N samples (default: the policy's) of this sampling.
 
         Raises:
-            UncalibratedError: There is no threshold for this N, or none for the gate; a guess would break the
-                false-reject budget.
-            UsageError: N < 1.
+            UncalibratedError: There is no threshold for this N and sampling, or none for the gate; a guess would break
+                the false-reject budget.
+            UsageError: N < 1, or there is no such sampling.
         """
+        check_sampling(sampling)
         wanted = self.num_samples if num_samples is None else num_samples
         bare = SmoothingPolicy(wanted, self.noise_scale, 0)
-        entry = self.calibration(wanted)
+        entry = self.calibration(wanted, sampling)
         if entry is None:
             have = ", ".join(map(self._described, self.calibrations)) or "none"
-            problem = (
-                f"{self.path} is not calibrated for N = {wanted} at noise scale {self.noise_scale} (it has {have})"
-            )
+            kind = "" if sampling == LATENT else f"{sampling} sampling with "
+            problem = f"{self.path} is not calibrated for {kind}N = {wanted} at noise scale {self.noise_scale}"
             option = "" if wanted == self.num_samples else f" -n {wanted}"
+            option += "" if sampling == LATENT else f" --sampling {sampling}"
             fix = f"flss-edge calibrate {self.path} --data DATA --budget 0.10{option}"
-            raise UncalibratedError(problem, fix)
+            raise UncalibratedError(f"{problem} (it has {have})", fix)
         min_confidence = float(entry[GATE]["min_confidence"]) if self.has_gate else None
         return SmoothingPolicy(bare.num_samples, bare.noise_scale, entry["min_votes"], min_confidence)
 
     def _described(self, entry: Json) -> str:
         bare = " without its gate" if self.has_gate and GATE not in entry else ""
-        return f"N = {entry['num_samples']} at scale {entry['noise_scale']}{bare}"
+        kind = "" if entry["mode"] == LATENT else f"{entry['mode']} "
+        return f"{kind}N = {entry['num_samples']} at scale {entry['noise_scale']}{bare}"
 
 
 def load_bundle(path: str | Path) -> Bundle:

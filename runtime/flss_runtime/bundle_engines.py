@@ -10,68 +10,94 @@ from typing import Any
 
 from flss_runtime.bundle import Bundle
 from flss_runtime.engines import AUTO, Engine, open_engine
-from flss_runtime.errors import EngineUnavailable, GraphNotSupported
+from flss_runtime.errors import EngineUnavailable, GraphNotSupported, UsageError
+from flss_runtime.sampling import LATENT, check_sampling
 
 _log = logging.getLogger("flss_runtime")
+
+# Devices on the host, where a second call costs what a fused graph saves; TensorRT makes one of the two by itself.
+_GAIN_BY_FUSING = (AUTO, "ort", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
 class BundleEngines:
-    """The engines that decide: images -> mean, std -> classes, and a cascade's gate.
+    """The engines that decide.
 
     Attributes:
+        engines: Role of a graph -> the engine that runs it: what votes (encoder and head, fused, or logit), then a
+            cascade's gate.
         graphs: Role -> precision of the graph that was opened, which is not always what was asked for: see the head.
     """
 
-    encoder: Engine
-    head: Engine
-    gate: Engine | None
+    engines: Mapping[str, Engine]
     graphs: Mapping[str, str]
 
     def close(self) -> None:
         """Close them all."""
-        for engine in (self.encoder, self.head, self.gate):
-            if engine is not None:
-                engine.close()
+        for engine in self.engines.values():
+            engine.close()
 
 
 def open_bundle_engines(
-    bundle: Bundle, engine: str = "ort", *, precision: str = "fp32", threads: int | None = None, strict: bool = True
+    bundle: Bundle,
+    engine: str = "ort",
+    *,
+    precision: str = "fp32",
+    sampling: str = LATENT,
+    fused: bool | None = None,
+    threads: int | None = None,
+    strict: bool = True,
 ) -> BundleEngines:
-    """Open encoder, head and, of a cascade, gate.
+    """Open the graphs that vote and, of a cascade, the gate.
 
     Args:
         bundle: Where the graphs are.
-        engine: As for `open_engine`; "auto" measures the encoder, and takes the same engine for the other graphs.
-        precision: Of encoder and gate. The head stays in float32, which costs next to nothing, unless the engine cannot
+        engine: As for `open_engine`; "auto" measures the network, and takes the same engine for the other graphs.
+        precision: Of network and gate. The head stays in float32, which costs next to nothing, unless the engine cannot
             build it: TensorRT on Turing has no float32 matrix product, and takes the head in fp16 too.
-        threads: Of encoder and gate; None takes the physical cores. The head has one: its work is too small to share,
+        sampling: One of `sampling.SAMPLINGS`.
+        fused: Whether latent sampling runs the fused graph; None takes it where the bundle has it and the engine is one
+            for CPUs, which gain by it (ADR 14).
+        threads: Of network and gate; None takes the physical cores. The head has one: its work is too small to share,
             and a second pool of threads slows the encoder down.
         strict: As for `open_engine`.
 
     Raises:
-        BundleError: A graph is none that the engine understands.
+        BundleError: A graph is none that the engine understands, or the bundle has none for this sampling.
         EngineUnavailable: The engine or its device is absent, or the bundle has no graph in this precision.
-        UsageError: There is no such engine or precision.
+        UsageError: There is no such engine, precision or sampling, or a fused graph was asked for without latents.
     """
     refuse_precision(engine, precision)
-    graph = bundle.graph("encoder", precision)
+    role = _network_role(bundle, engine, precision, sampling, fused)
+    graph = bundle.graph(role, precision)
     if engine == AUTO:
         from flss_runtime.engines.auto import choose_engine
 
-        engine = choose_engine(graph, threads=threads)
+        engine = choose_engine(graph, threads=threads, precision=precision)
     options: dict[str, Any] = {"threads": threads, "strict": strict}
     with ExitStack() as opened:
-        encoder = opened.enter_context(open_engine(graph, engine, **options))
-        head, head_precision = _open_head(bundle, engine, precision, strict)
-        opened.enter_context(head)
-        graphs = {"encoder": precision, "head": head_precision}
-        gate = None
+        engines = {role: opened.enter_context(open_engine(graph, engine, **options))}
+        graphs = {role: precision}
+        if role == "encoder":
+            engines["head"], graphs["head"] = _open_head(bundle, engine, precision, strict)
+            opened.enter_context(engines["head"])
         if bundle.has_gate:
-            gate = opened.enter_context(open_engine(bundle.graph("gate", precision), engine, **options))
+            engines["gate"] = opened.enter_context(open_engine(bundle.graph("gate", precision), engine, **options))
             graphs["gate"] = precision
         opened.pop_all()  # whoever asked for them closes them from here on
-    return BundleEngines(encoder, head, gate, graphs)
+    return BundleEngines(engines, graphs)
+
+
+def _network_role(bundle: Bundle, engine: str, precision: str, sampling: str, fused: bool | None) -> str:
+    """Return the graph that takes the images: encoder, fused or logit."""
+    check_sampling(sampling)
+    if sampling != LATENT:
+        if fused:
+            raise UsageError(f"a fused graph is for latent sampling, not for {sampling}", "leave fused out")
+        return "logit"
+    if fused is None:
+        fused = precision in bundle.precisions("fused") and engine in _GAIN_BY_FUSING
+    return "fused" if fused else "encoder"
 
 
 def refuse_precision(engine: str, precision: str) -> None:

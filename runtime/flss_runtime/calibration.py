@@ -14,7 +14,7 @@ from flss_runtime.bundle import utc_now
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import confidences, decide, decide_cascade, tally
 from flss_runtime.errors import DataError, UsageError
-from flss_runtime.manifest import GATE, MODE
+from flss_runtime.manifest import GATE
 from flss_runtime.statistics import clopper_pearson
 
 FEW_IMAGES = 500
@@ -34,7 +34,7 @@ class Provenance:
         data: What the images are, in words.
         data_sha256: Digest of images and labels.
         engine: Engine that voted, with its version.
-        seed: Of the classifier's noise, None where it came from the operating system.
+        seed: Of the classifier's noise, None where it came from the operating system or there was none.
     """
 
     data: str
@@ -111,7 +111,8 @@ def calibrate(
     images that it classifies correctly, the vote falsely rejects at most the budget. What is measured is the cascade.
 
     Args:
-        classifier: Its policy gives N and the noise scale; its min_votes and min_confidence are not used.
+        classifier: Its policy gives N and the noise scale, and its sampling is what the threshold is for; its min_votes
+            and min_confidence are not used.
         images: (n, H, W, 3) uint8 that neither trained the model nor chose the checkpoint.
         labels: (n,) class numbers.
         budget: Share of all images that the vote may classify correctly and yet reject, in (0, 1); 0.10 in the paper.
@@ -144,7 +145,7 @@ def calibrate(
     return {
         "num_samples": policy.num_samples,
         "noise_scale": float(policy.noise_scale),
-        "mode": MODE,
+        "mode": classifier.sampler.sampling,
         "min_votes": min_votes,
         "rule": "strict",
         "budget": float(budget),

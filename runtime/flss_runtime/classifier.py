@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from flss_runtime.batches import Batches, Images
-from flss_runtime.contract import check_gate, check_pair
+from flss_runtime.contract import check_gate
 from flss_runtime.decision import Decision, IntArray, SmoothingPolicy, Status, confidences, decide, decide_cascade
 from flss_runtime.engines import Engine
-from flss_runtime.engines.pair import join
 from flss_runtime.errors import DataError, InferenceError, UsageError
 from flss_runtime.images import FloatArray, InputSpec, check_image
 from flss_runtime.latent import LatentGaussian
 from flss_runtime.noise import NoiseSource
+from flss_runtime.samplers import Sampler
 
 _NOT_FINITE = "export the bundle again and verify it (flss-edge verify); reduced precision may have overflowed"
 
@@ -28,12 +29,11 @@ class SmoothedClassifier:
     The samples vote all the same, so every frame costs the same.
 
     Owns its engines, its noise source and a few buffers: use one in one thread, and close it or use it as a context
-    manager. Every valid image takes the next counter of the noise source; invalid ones take none.
+    manager. Every valid image takes the next counter of the noise source; invalid ones take none, and under
+    deterministic sampling nothing does.
 
     Args:
-        encoder: Graph images (B, 3, H, W) -> mean (B, D), std (B, D).
-        head: Graph mean, std, noise (B or 1, N, D), noise_scale (1,) -> logits (B, N, K), choices (B, N). Give it one
-            thread: its work is too small to share, and a second pool of threads slows the encoder down.
+        sampler: What makes votes of images: two graphs, one that is fused, or the Gaussian of the logits.
         noise: Where the standard normals come from.
         policy: Number of samples, noise scale and threshold.
         input: What the encoder takes.
@@ -42,14 +42,13 @@ class SmoothedClassifier:
         graphs: Role -> precision of its graph, which `engine_facts` repeats; None where nobody knows.
 
     Raises:
-        BundleError: The graphs are not such a pair, or not such a gate.
+        BundleError: The gate is none.
         UsageError: A gate without `min_confidence`, or the other way round.
     """
 
     def __init__(
         self,
-        encoder: Engine,
-        head: Engine,
+        sampler: Sampler,
         noise: NoiseSource,
         policy: SmoothingPolicy,
         input: InputSpec,
@@ -58,22 +57,22 @@ class SmoothedClassifier:
         *,
         graphs: Mapping[str, str] | None = None,
     ) -> None:
-        check_pair(encoder, head, len(class_names))
         check_policy(policy, gate is not None)
         if gate is not None:
             check_gate(gate, len(class_names))
-        self.encoder = encoder
-        self.head = head
+        self.sampler = sampler
         self.gate = gate
         self._graphs = graphs
-        self._pair = join(encoder, head)
         self.noise = noise
         self.policy = policy
         self.input = input
         self.class_names = tuple(class_names)
-        self._noise_scale = np.array([policy.noise_scale], np.float32)
-        latent_dim = head.inputs["mean"].shape[-1]  # where that is free: assume a large one
-        self._batches = Batches(input, 4 * policy.num_samples * (latent_dim if isinstance(latent_dim, int) else 4096))
+        self._batches = Batches(input, 4 * policy.num_samples * max(sampler.noise_dim, len(class_names)))
+
+    @property
+    def name(self) -> str:
+        """The engine that runs the network, as `Engine.name`."""
+        return next(iter(self.sampler.engines.values())).name
 
     def classify(self, images: Images) -> list[Decision]:
         """Decide for each image.
@@ -112,7 +111,7 @@ class SmoothedClassifier:
             DataError: An image is invalid.
             InferenceError: An engine failed, or gave values that are not finite.
         """
-        chunks = [self._vote(pixels)[1] for pixels in self._batches.of(images)]
+        chunks = [self._vote(pixels)[1].copy() for pixels in self._batches.of(images)]
         return np.concatenate([np.empty((0, self.policy.num_samples), np.int64), *chunks])
 
     def logits(self, images: Images) -> FloatArray:
@@ -128,7 +127,7 @@ class SmoothedClassifier:
             DataError: An image is invalid.
             InferenceError: An engine failed, or gave values that are not finite.
         """
-        chunks = [self._vote(pixels)[0] for pixels in self._batches.of(images)]
+        chunks = [self._vote(pixels)[0].copy() for pixels in self._batches.of(images)]
         return np.concatenate([np.empty((0, self.policy.num_samples, len(self.class_names)), np.float32), *chunks])
 
     def encode(self, images: Images) -> LatentGaussian:
@@ -141,10 +140,11 @@ class SmoothedClassifier:
             mean and std, each (B, D) float32.
 
         Raises:
+            UsageError: The graph that votes here does not give it.
             DataError: An image is invalid, or there is none.
             InferenceError: The encoder failed.
         """
-        latents = [self._encode(pixels) for pixels in self._batches.of(images)]
+        latents = [self.sampler.encode(pixels) for pixels in self._batches.of(images)]
         if not latents:
             raise DataError("there is no image to encode", "pass at least one image")
         return LatentGaussian(
@@ -164,7 +164,7 @@ class SmoothedClassifier:
             DataError: An image is invalid.
             InferenceError: An engine failed, or gave values that are not finite.
         """
-        chunks = [self._mean_choices(self._encode(pixels)) for pixels in self._batches.of(images)]
+        chunks = [self.sampler.mean_choices(pixels) for pixels in self._batches.of(images)]
         return np.concatenate([np.empty(0, np.int64), *chunks])
 
     def gate_logits(self, images: Images) -> FloatArray:
@@ -190,28 +190,27 @@ class SmoothedClassifier:
         """Read back what the graphs run on; as dear as `Engine.precision`, once for each graph.
 
         Returns:
-            "engine", "library" and "device" of the encoder, and "precision": role -> what its graph computes in;
-            where it is known "graphs": role -> precision of the graph that was opened.
+            "engine", "library" and "device" of the network, "sampling", and "precision": role -> what its graph really
+            computes in; where it is known "graphs": role -> precision of the graph that was opened.
 
         Raises:
             EngineUnavailable: An engine runs elsewhere than on its device, or nothing could be read back.
         """
-        graphs = {"encoder": self.encoder, "head": self.head, "gate": self.gate}
+        graphs = {**self.sampler.engines, **({} if self.gate is None else {"gate": self.gate})}
+        first = next(iter(graphs.values()))
         opened = {} if self._graphs is None else {"graphs": dict(self._graphs)}
         return {
-            "engine": self.encoder.name,
-            "library": self.encoder.library,
-            "device": self.encoder.device,
-            "precision": {role: graph.precision() for role, graph in graphs.items() if graph is not None},
+            "engine": first.name,
+            "library": first.library,
+            "device": first.device,
+            "sampling": self.sampler.sampling,
+            "precision": {role: graph.precision() for role, graph in graphs.items()},
             **opened,
         }
 
     def close(self) -> None:
         """Close the engines."""
-        if self._pair is not None:
-            self._pair.close()
-        self.encoder.close()
-        self.head.close()
+        self.sampler.close()
         if self.gate is not None:
             self.gate.close()
 
@@ -224,34 +223,22 @@ class SmoothedClassifier:
         self.close()
 
     def _decide(self, pixels: FloatArray) -> list[Decision]:
-        first = self.noise.counter
-        counters = range(first, first + len(pixels))
+        counters = None
+        if self.sampler.noise_dim > 0:  # else the votes are not random
+            counters = range(self.noise.counter, self.noise.counter + len(pixels))
         if self.gate is None:
             return decide(self._vote(pixels)[1], self.policy, counters)
-        latent = self._encode(pixels)
-        choices = self._sample(latent)[1]
-        confidence = confidences(_gate_logits(self.gate, pixels))
-        return decide_cascade(choices, self.policy, confidence, self._mean_choices(latent), counters)
+        policy = self.policy
+        sampled = self.sampler.sample_with_mean(pixels, self.noise, policy.num_samples, policy.noise_scale)
+        logits, choices, mean_choices = sampled
+        _check_finite(self.sampler, logits)
+        return decide_cascade(choices, policy, confidences(_gate_logits(self.gate, pixels)), mean_choices, counters)
 
     def _vote(self, pixels: FloatArray) -> tuple[FloatArray, IntArray]:
-        if self._pair is None:
-            return self._sample(self._encode(pixels))
-        logits, choices = self._pair.sample(pixels, self.noise, self.policy.num_samples, self.policy.noise_scale)
-        return _finite("head", logits), choices
-
-    def _sample(self, latent: LatentGaussian) -> tuple[FloatArray, IntArray]:
-        return self._classes(latent, self.noise.take(len(latent.mean), self.policy.num_samples, latent.mean.shape[1]))
-
-    def _mean_choices(self, latent: LatentGaussian) -> IntArray:
-        return self._classes(latent, np.zeros((1, 1, latent.mean.shape[1]), np.float32))[1][:, 0]
-
-    def _classes(self, latent: LatentGaussian, noise: FloatArray) -> tuple[FloatArray, IntArray]:
-        out = self.head.run({"mean": latent.mean, "std": latent.std, "noise": noise, "noise_scale": self._noise_scale})
-        return _finite("head", out["logits"]), out["choices"]
-
-    def _encode(self, pixels: FloatArray) -> LatentGaussian:
-        out = self.encoder.run({"images": pixels})
-        return LatentGaussian(out["mean"], out["std"])
+        policy = self.policy
+        logits, choices = self.sampler.sample(pixels, self.noise, policy.num_samples, policy.noise_scale)
+        _check_finite(self.sampler, logits)
+        return logits, choices
 
 
 def _invalid(reason: str) -> Decision:
@@ -267,10 +254,17 @@ def check_policy(policy: SmoothingPolicy, has_gate: bool) -> None:
 
 
 def _gate_logits(gate: Engine, pixels: FloatArray) -> FloatArray:
-    return _finite("gate", gate.run({"images": pixels})["logits"])
-
-
-def _finite(role: str, logits: FloatArray) -> FloatArray:
-    if not np.isfinite(logits).all():  # its arg-max would be an arbitrary class
-        raise InferenceError(f"the {role} gave class scores that are not finite", _NOT_FINITE)
+    logits: FloatArray = gate.run({"images": pixels})["logits"]
+    if not np.isfinite(logits).all():
+        raise InferenceError("the gate gave class scores that are not finite", _NOT_FINITE)
     return logits
+
+
+def _check_finite(sampler: Sampler, logits: FloatArray) -> None:
+    """Refuse class scores whose arg-max would be an arbitrary class.
+
+    Their sum of squares is finite only where all of them are: one number, and no warning, tells for nearly every frame.
+    """
+    if not math.isfinite(np.vdot(logits, logits)) and not np.isfinite(logits).all():
+        role = list(sampler.engines)[-1]
+        raise InferenceError(f"the {role} gave class scores that are not finite", _NOT_FINITE)

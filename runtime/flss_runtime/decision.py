@@ -86,7 +86,8 @@ class Decision:
         votes: Votes of the top class, 0 to N; where `gated`, that class need not have the most.
         vote_share: `votes` / N, in [0, 1].
         status: Why there is an answer, or why there is none.
-        counter: Counter of the noise this image got (`KeyedNoise.at` replays it); None where nothing voted.
+        counter: Counter of the noise this image got (`KeyedNoise.at` replays it); None where nothing voted, and
+            under deterministic sampling.
         reason: For people: what was wrong with an invalid or failed image, otherwise empty.
         gated: True iff the gate of a cascade was confident enough, so that the label is the class of the latent mean
             and no number of votes was asked for.
@@ -123,15 +124,8 @@ def tally(choices: npt.NDArray[np.integer[Any]]) -> tuple[IntArray, IntArray]:
         UsageError: `choices` is not a two-dimensional array of class indices with at least one sample an image.
     """
     _check_choices(choices)
-    top_labels = np.empty(len(choices), np.int64)
-    votes = np.empty(len(choices), np.int64)
-    # A loop, not one (B, K) histogram: a few microseconds an image, and memory does not grow with B * K.
-    for row, image_choices in enumerate(choices):
-        counts = _histogram(image_choices)
-        top = counts.argmax()  # the first maximum: the lowest class index
-        top_labels[row] = top
-        votes[row] = counts[top]
-    return top_labels, votes
+    winners = np.array([_winner(image_choices) for image_choices in choices], np.int64).reshape(-1, 2)
+    return winners[:, 0], winners[:, 1]
 
 
 def decide(
@@ -153,7 +147,7 @@ def decide(
     Raises:
         UsageError: The shape of `choices` does not fit the policy or the counters.
     """
-    top_labels, votes = tally(choices)
+    _check_choices(choices)
     num_samples = choices.shape[1]
     if num_samples != policy.num_samples:
         raise UsageError(
@@ -163,7 +157,8 @@ def decide(
     if counters is not None and len(counters) != len(choices):
         raise UsageError(f"{len(counters)} counters for {len(choices)} images", "pass one noise counter an image")
     decisions = []
-    for row, (top, count) in enumerate(zip(top_labels.tolist(), votes.tolist(), strict=True)):
+    for row, image_choices in enumerate(choices):
+        top, count = _winner(image_choices)
         accepted = count >= policy.min_votes
         decisions.append(
             Decision(
@@ -238,11 +233,17 @@ def _check_choices(choices: npt.NDArray[np.integer[Any]]) -> None:
         )
 
 
-def _histogram(image_choices: npt.NDArray[np.integer[Any]]) -> IntArray:
+def _winner(image_choices: IntArray) -> tuple[int, int]:
+    """Return the most voted class of one image, the lowest among equals, and its votes.
+
+    One image at a time, not one (B, K) histogram: a few microseconds each, and memory does not grow with B * K.
+    """
     try:
-        return np.bincount(image_choices)
+        counts = np.bincount(image_choices)
     except (ValueError, TypeError) as error:  # negative, or uint64: checked here because it costs nothing here
         raise UsageError(
             "choices contain a negative class index, or are of a type that int64 cannot hold",
             "pass int64 class indices >= 0; there is no class -1",
         ) from error
+    top = int(counts.argmax())  # the first maximum: the lowest class index
+    return top, int(counts[top])

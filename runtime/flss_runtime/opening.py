@@ -11,6 +11,8 @@ from flss_runtime.classifier import SmoothedClassifier, check_policy
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.errors import UsageError
 from flss_runtime.noise import NoiseSource, SystemNoise
+from flss_runtime.samplers import make_sampler
+from flss_runtime.sampling import LATENT
 
 
 def open_classifier(
@@ -18,6 +20,8 @@ def open_classifier(
     engine: str = "ort",
     *,
     precision: str = "fp32",
+    sampling: str = LATENT,
+    fused: bool | None = None,
     num_samples: int | None = None,
     policy: SmoothingPolicy | None = None,
     noise: NoiseSource | None = None,
@@ -31,6 +35,8 @@ def open_classifier(
         engine: As for `open_engine`; "auto" measures the encoder, and takes the same engine for the other graphs.
         precision: "fp32", "fp16" or "int8", of the encoder and the gate, as the bundle has them; the head stays in
             float32, but where the engine cannot build that: then it is fp16 too.
+        sampling: "latent", "logit" or "deterministic" (`flss_runtime.sampling`); each has thresholds of its own.
+        fused: Whether latent sampling runs encoder and head as one graph, as `open_bundle_engines`; None chooses.
         num_samples: Latent samples an image; None takes the bundle's own number.
         policy: Replaces the bundle's calibrated policy, for calibration and measurements; with a `min_confidence` iff
             the bundle has a gate.
@@ -55,12 +61,15 @@ def open_classifier(
         )
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(Path(bundle))
-    policy = policy or bundle.policy(num_samples)
+    policy = policy or bundle.policy(num_samples, sampling)
     check_policy(policy, bundle.has_gate)
-    engines = open_bundle_engines(bundle, engine, precision=precision, threads=threads, strict=strict)
-    with ExitStack() as opened:
-        opened.callback(engines.close)
-        parts = engines.encoder, engines.head, noise or SystemNoise(), policy, bundle.input, bundle.class_names
-        classifier = SmoothedClassifier(*parts, engines.gate, graphs=engines.graphs)
-        opened.pop_all()  # the classifier closes them from here on
+    opened = open_bundle_engines(
+        bundle, engine, precision=precision, sampling=sampling, fused=fused, threads=threads, strict=strict
+    )
+    with ExitStack() as undo:
+        undo.callback(opened.close)
+        sampler = make_sampler(opened.engines, sampling, bundle.latent_dim, bundle.num_classes)
+        parts = sampler, noise or SystemNoise(), policy, bundle.input, bundle.class_names
+        classifier = SmoothedClassifier(*parts, opened.engines.get("gate"), graphs=opened.graphs)
+        undo.pop_all()  # the classifier closes them from here on
     return classifier

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import nn
 
 from flss_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flss_edge.model import Classifier, ModelConfig, build_network
-from flss_runtime.bench_worker import Profile
 from flss_runtime.benchmark import run_benchmark
 from flss_runtime.bundle import load_bundle, store_calibration
 from flss_runtime.images import read_image
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
+from flss_runtime.profiles import PROFILES
 
 Runner = Callable[..., Any]
 
@@ -202,7 +203,9 @@ def test_a_damaged_gate_is_exit_3(run: Runner, bundle: Path, labelled_pictures: 
 
 
 def test_bench_runs_the_gate(bundle: Path) -> None:
-    profile = Profile("test", 1, 2, 0.02, 2, 0.02, (0.05, 0.1), 4, 0.05, 20)
-    result = run_benchmark(bundle, threads=1, num_samples=(30,), profile=profile)
+    profile = replace(
+        PROFILES["quick"], processes=1, blocks=2, block_s=0.02, stream_s=0.05, stage_frames=20, batches=()
+    )
+    result = run_benchmark(bundle, threads=1, arms=("n30",), profile=profile)
     assert "gate" in result.results["stages_ms"]["n30"]
     assert "gate" in result.artifact["graphs_sha256"]

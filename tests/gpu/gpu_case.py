@@ -48,8 +48,8 @@ class Case:
 
     def graph_by_graph(self, classifier: SmoothedClassifier, images: Any, noise: Any, scale: float) -> Any:
         """Run encoder and head as two engines, with everything through the host between them."""
-        latent = classifier.encoder.run({"images": images})
-        return classifier.head.run({**latent, "noise": noise, "noise_scale": np.array([scale], np.float32)})
+        latent = classifier.sampler.encoder.run({"images": images})
+        return classifier.sampler.head.run({**latent, "noise": noise, "noise_scale": np.array([scale], np.float32)})
 
 
 def same_votes(found: Any, expected: Any, tolerance: float) -> float:

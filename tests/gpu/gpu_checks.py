@@ -49,7 +49,7 @@ def check_sizes(case: Case) -> str:
     """All batches and numbers of samples give what each image gives alone, and the pair what the two graphs give."""
     largest = 0.0
     with case.opened() as classifier:
-        limit = classifier.encoder.plan.largest[1]["images"][0]  # type: ignore[attr-defined]
+        limit = classifier.sampler.encoder.plan.largest[1]["images"][0]  # type: ignore[attr-defined]
         for batch in BATCHES:
             images = case.images(min(batch, limit))
             for samples in SAMPLES:
@@ -59,7 +59,7 @@ def check_sizes(case: Case) -> str:
                 one = case.graph_by_graph(classifier, images[-1:], noise[-1:], 2.0)
                 last = {name: value[-1:] for name, value in whole.items()}
                 largest = max(largest, same_votes(last, one, case.tolerance))
-                pair, source = classifier._pair, SeededNoise(samples)
+                pair, source = classifier.sampler.pair, SeededNoise(samples)
                 assert pair is not None
                 logits, choices = pair.sample(images, source, samples, 2.0)
                 taken = SeededNoise(samples).take(*shape)
@@ -85,7 +85,7 @@ def check_broadcast(case: Case) -> str:
 def check_noise_bank(case: Case) -> str:
     """The GPU's copy of the noise bank follows the host's over refreshes, jumps and other sizes."""
     with case.opened() as classifier:
-        pair = classifier._pair
+        pair = classifier.sampler.pair
         assert pair is not None
         images, source, other = case.images(1), SeededNoise(9), SeededNoise(9)
         counters = [*range(40), 8 * 1024 - 4, *range(8 * 1024 - 3, 8 * 1024 + 12), 10**9, 3]
@@ -101,7 +101,7 @@ def check_noise_bank(case: Case) -> str:
 def check_graph(case: Case) -> str:
     """Frames are one launch of a captured graph, give the same bits each time, and own what they return."""
     with case.opened() as classifier:
-        pair = classifier._pair
+        pair = classifier.sampler.pair
         assert isinstance(pair, TrtPair)
         first = pair.sample(case.images(1), SeededNoise(1), 100, 2.0)
         kept = first[0].copy()
@@ -118,7 +118,7 @@ def check_graph(case: Case) -> str:
 def check_refusals(case: Case) -> str:
     """Wrong tensors are InferenceErrors, the engine survives them, and a closed one says so."""
     with case.opened() as classifier:
-        encoder, good = classifier.encoder, case.images(1)
+        encoder, good = classifier.sampler.encoder, case.images(1)
         bad = [{}, {"image": good}, {"images": good.astype(np.float64)}, {"images": good[:, :2]}, {"images": good[0]}]
         for tensors in [*bad, {"images": np.repeat(good, 129, axis=0)}]:
             try:
@@ -130,7 +130,7 @@ def check_refusals(case: Case) -> str:
         latent, noise = case.bundle.latent_dim, np.zeros((1, 5, case.bundle.latent_dim), np.float32)
         unequal = {"mean": np.zeros((2, latent), np.float32), "std": np.zeros((3, latent), np.float32)}
         try:
-            classifier.head.run({**unequal, "noise": noise, "noise_scale": np.ones(1, np.float32)})
+            classifier.sampler.head.run({**unequal, "noise": noise, "noise_scale": np.ones(1, np.float32)})
         except InferenceError:
             pass
         else:

@@ -24,14 +24,14 @@ def measure_latency(case: Case) -> str:
         return float(np.median(times[50:])) * 1e6
 
     with case.opened() as classifier:
-        pair, images = classifier._pair, case.images(1)
+        pair, images = classifier.sampler.pair, case.images(1)
         assert pair is not None
         noise = SeededNoise(1).take(1, 100, case.bundle.latent_dim)
         figures = {
             "pair, N=100": median_us(lambda: pair.sample(images, classifier.noise, 100, 2.0)),
             "pair, N=1": median_us(lambda: pair.sample(images, classifier.noise, 1, 2.0)),
             "two graphs, N=100": median_us(lambda: case.graph_by_graph(classifier, images, noise, 2.0)),
-            "encoder alone": median_us(lambda: classifier.encoder.run({"images": images})),
+            "encoder alone": median_us(lambda: classifier.sampler.encoder.run({"images": images})),
             "classify": median_us(lambda: classifier.classify(images[0])),
         }
     return ", ".join(f"{name} {value:.0f} us" for name, value in figures.items())

@@ -16,6 +16,7 @@ from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.engines import open_engine
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise
+from flss_runtime.samplers import TwoGraphSampler
 
 from .bundles import (
     NUM_SAMPLES,
@@ -128,4 +129,5 @@ def open_parts(model: TinyModel, gate: Gate | None, policy: SmoothingPolicy) -> 
     encoder, head = open_engine(model.encoder, threads=1), open_engine(model.head, threads=1)
     opened = None if gate is None else open_engine(gate.path, threads=1)
     names = [f"class {number}" for number in range(model.num_classes)]
-    return SmoothedClassifier(encoder, head, SeededNoise(0), policy, model.spec, names, opened)
+    sampler = TwoGraphSampler(encoder, head, model.num_classes)
+    return SmoothedClassifier(sampler, SeededNoise(0), policy, model.spec, names, opened)

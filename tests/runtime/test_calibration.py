@@ -13,12 +13,15 @@ from flss_runtime.calibration import Provenance, calibrate, min_votes_for_budget
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import SmoothingPolicy, decide, tally
 from flss_runtime.engines import open_engine
-from flss_runtime.errors import DataError, UsageError
+from flss_runtime.errors import DataError, UncalibratedError, UsageError
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
+from flss_runtime.samplers import TwoGraphSampler
+from flss_runtime.sampling import DETERMINISTIC, LOGIT
 
-from .bundles import NOISE_SCALE, NUM_SAMPLES, random_images, write_tiny
+from .bundles import NOISE_SCALE, NUM_SAMPLES, further, random_images, write_tiny
+from .bundles import entry as policy_entry
 
 PROVENANCE = Provenance(data="random pixels", data_sha256="ab" * 32, engine="ort", seed=1)
 
@@ -89,7 +92,8 @@ class TestRule:
 def classifier(tiny: Any) -> Any:
     encoder, head = open_engine(tiny.encoder, threads=1), open_engine(tiny.head, threads=1)
     names = [f"class {index}" for index in range(tiny.num_classes)]
-    with SmoothedClassifier(encoder, head, SeededNoise(1), SmoothingPolicy(40, 2.0), tiny.spec, names) as opened:
+    sampler = TwoGraphSampler(encoder, head, tiny.num_classes)
+    with SmoothedClassifier(sampler, SeededNoise(1), SmoothingPolicy(40, 2.0), tiny.spec, names) as opened:
         yield opened
 
 
@@ -144,6 +148,33 @@ class TestCalibrate:
         stored = store_calibration(bundle, found)
         assert stored.policy() == SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, found["min_votes"])
         assert stored.calibration() == found
+
+    @pytest.mark.parametrize("sampling", [LOGIT, DETERMINISTIC])
+    def test_each_sampling_has_a_threshold_of_its_own(self, sampling: str, tiny: Any, tmp_path: Path) -> None:
+        latent = {"calibrations": [policy_entry(min_votes=3)]}
+        bundle = write_tiny(tmp_path / "tiny.bundle", tiny, policy=latent, **further(tiny, "logit"))
+        images, labels = labelled(tiny, 100)
+        policy = SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE)
+        with pytest.raises(UncalibratedError) as caught:
+            open_classifier(bundle, sampling=sampling, threads=1)
+        assert f"not calibrated for {sampling} sampling with N = 40" in caught.value.problem
+        assert caught.value.fix.endswith(f"--budget 0.10 --sampling {sampling}")
+        with open_classifier(bundle, policy=policy, sampling=sampling, noise=SeededNoise(1), threads=1) as opened:
+            found = calibrate(opened, images, labels, 0.2, PROVENANCE)
+        assert found["mode"] == sampling
+        stored = store_calibration(bundle, found)
+        assert stored.policy(sampling=sampling).min_votes == found["min_votes"] > 3
+        assert stored.policy().min_votes == 3
+        with open_classifier(stored, sampling=sampling, noise=SeededNoise(1), threads=1) as opened:
+            decisions = opened.classify(images)
+        accepted = np.array([decision.accepted for decision in decisions])
+        assert accepted.mean() == pytest.approx(found["coverage"]) and 0 < accepted.mean() < 1
+        with pytest.raises(UncalibratedError, match=f"it has .*{sampling} N = 40 at scale 2.0"):
+            stored.policy(10, sampling)
+
+    def test_a_sampling_that_does_not_exist(self, tiny: Any, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="no sampling 'sobol'"):
+            write_tiny(tmp_path / "tiny.bundle", tiny).policy(sampling="sobol")
 
     def test_refuses_what_does_not_fit(self, classifier: SmoothedClassifier, tiny: Any) -> None:
         images, labels = labelled(tiny, 20)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flss_runtime import arms
+from flss_runtime import arms, stages
 from flss_runtime.bundle import load_bundle, store_calibration
 from flss_runtime.bundle_engines import BundleEngines
+from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import (
     Decision,
     SmoothingPolicy,
@@ -28,6 +28,7 @@ from flss_runtime.engines import open_engine
 from flss_runtime.errors import BundleError, DataError, InferenceError, UsageError
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
+from flss_runtime.samplers import TwoGraphSampler
 
 from .bundles import NOISE_SCALE, NUM_SAMPLES, random_images
 from .cascades import (
@@ -154,24 +155,24 @@ class TestClassify:
         images = random_images(tiny, 10)
         work = []
         with open_parts(tiny, gate, SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, MIN_VOTES, middle)) as classifier:
-            counters = {role: _Counted(getattr(classifier, role)) for role in ("encoder", "head", "gate")}
-            for role, counted in counters.items():
-                setattr(classifier, role, counted)
+            counters = count_runs(classifier)
+            classifier.classify(images[0])  # the first frame binds the graphs to their arrays
             gated = set()
             for image in images:
                 before = {role: counted.runs for role, counted in counters.items()}
                 gated.add(classifier.classify(image)[0].gated)
                 work.append({role: counted.runs - before[role] for role, counted in counters.items()})
-            assert classifier.noise.counter == 10
+            assert classifier.noise.counter == 11
         assert gated == {True, False}
         assert work == [{"encoder": 1, "head": 2, "gate": 1}] * 10
 
     def test_without_a_gate_nothing_is_added(self, tiny: TinyModel) -> None:
         with open_parts(tiny, None, SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, MIN_VOTES)) as classifier:
-            encoder, head = _Counted(classifier.encoder), _Counted(classifier.head)
-            classifier.encoder, classifier.head = encoder, head
+            counters = count_runs(classifier)
+            classifier.classify(random_images(tiny, 1)[0])
+            before = {role: counted.runs for role, counted in counters.items()}
             assert not classifier.classify(random_images(tiny, 1)[0])[0].gated
-        assert (encoder.runs, head.runs) == (1, 1)
+        assert {role: counted.runs - before[role] for role, counted in counters.items()} == {"encoder": 1, "head": 1}
 
     def test_mean_choices_and_gate_logits(self, tiny: TinyModel, gate: Gate) -> None:
         images = random_images(tiny, 9)
@@ -232,22 +233,24 @@ class TestOpening:
         bundle = load_bundle(cascade_path)  # not calibrated
         image = random_images(tiny, 1)[0]
         setting = arms.Setting("ort", "fp32", 1)
-        arm = arms.open_smoothed(bundle, setting, 20, 0)
+        arm = arms.open_arm(bundle, "n20", setting, 0)
         answer = arm.frame(image)
         arm.close()
         arms.check_answer(answer)
         assert isinstance(answer, list) and answer[0].gated
-        clock = arms.StageClock()
-        staged = arms.staged_smoothed(bundle, setting, 20, 0, clock)
+        clock = stages.StageClock()
+        staged = stages.open_staged(bundle, "n20", setting, 0, clock)
         assert staged is not None
-        stages = clock.frame(lambda: staged.frame(image))
+        staged.frame(image)  # binds the graphs to their arrays
+        split = clock.frame(lambda: staged.frame(image))
         staged.close()
-        assert {"encoder", "head", "noise", "gate"} < set(stages)
+        assert {"encoder", "head", "noise", "gate"} < set(split)
         with open_engine(tiny.encoder, threads=1) as encoder, open_engine(tiny.head, threads=1) as head:
-            joinable = BundleEngines(_Joinable(encoder), head, None, {})
-            assert arms.runs_as_pair(joinable)
-            assert not arms.runs_as_pair(BundleEngines(encoder, head, None, {}))
-            assert not arms.runs_as_pair(replace(joinable, gate=encoder)), "a cascade takes the mean between the two"
+            joinable = {"encoder": _Joinable(encoder), "head": head}
+            assert stages.runs_as_pair(BundleEngines(joinable, {}))
+            assert not stages.runs_as_pair(BundleEngines({**joinable, "encoder": encoder}, {}))
+            cascade = BundleEngines({**joinable, "gate": encoder}, {})
+            assert not stages.runs_as_pair(cascade), "a cascade takes the mean between the two"
 
 
 class _Joinable:
@@ -261,6 +264,18 @@ class _Joinable:
 
     def join(self, head: Any) -> None:
         raise AssertionError("nothing is joined to find out")
+
+
+def count_runs(classifier: SmoothedClassifier) -> dict[str, _Counted]:
+    """Count from now on how often each graph runs."""
+    sampler = classifier.sampler
+    assert isinstance(sampler, TwoGraphSampler)
+    counters = {"encoder": _Counted(sampler.encoder), "head": _Counted(sampler.head)}
+    sampler.encoder, sampler.head = counters["encoder"], counters["head"]
+    if classifier.gate is not None:
+        counters["gate"] = _Counted(classifier.gate)
+        classifier.gate = counters["gate"]
+    return counters
 
 
 class _Counted:

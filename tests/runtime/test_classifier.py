@@ -19,6 +19,7 @@ from flss_runtime.images import to_nchw
 from flss_runtime.latent import LatentGaussian
 from flss_runtime.noise import KeyedNoise, NoiseSource, SeededNoise, SystemNoise
 from flss_runtime.opening import open_classifier
+from flss_runtime.samplers import TwoGraphSampler
 
 from .bundles import entry, write_tiny
 
@@ -34,7 +35,8 @@ def open_tiny(
 ) -> SmoothedClassifier:
     encoder, head = open_engine(tiny.encoder, threads=1), open_engine(tiny.head, threads=1)
     names = [f"class {number}" for number in range(tiny.num_classes)]
-    return SmoothedClassifier(encoder, head, noise or SeededNoise(0), policy, tiny.spec, names)
+    sampler = TwoGraphSampler(encoder, head, tiny.num_classes)
+    return SmoothedClassifier(sampler, noise or SeededNoise(0), policy, tiny.spec, names)
 
 
 def expected_logits(tiny: TinyModel, frames: Frames, policy: SmoothingPolicy, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -217,8 +219,9 @@ def test_values_that_are_not_finite_are_a_fault(tiny: TinyModel, frames: Frames,
     bias.CopyFrom(numpy_helper.from_array(np.array([0, np.nan, 0, 0, 0], np.float32), "bias"))
     onnx.save(model, tmp_path / "head.onnx")
     encoder, head = open_engine(tiny.encoder, threads=1), open_engine(tmp_path / "head.onnx", threads=1)
+    names = ["a", "b", "c", "d", "e"]
     with (
-        SmoothedClassifier(encoder, head, SeededNoise(0), POLICY, tiny.spec, ["a", "b", "c", "d", "e"]) as classifier,
+        SmoothedClassifier(TwoGraphSampler(encoder, head, 5), SeededNoise(0), POLICY, tiny.spec, names) as classifier,
         pytest.raises(InferenceError, match="not finite"),
     ):
         classifier.classify(frames[0])
@@ -236,14 +239,13 @@ def test_a_failing_engine_is_an_inference_error(tiny: TinyModel, frames: Frames)
 def test_graphs_that_are_no_pair_are_refused(tiny: TinyModel, make_model: Callable[..., TinyModel]) -> None:
     encoder, head = open_engine(tiny.encoder, threads=1), open_engine(tiny.head, threads=1)
     other = open_engine(make_model(latent_dim=12).head, threads=1)
-    names = ["a", "b", "c", "d", "e"]
     with encoder, head, other:
         with pytest.raises(BundleError, match="the encoder graph maps"):
-            SmoothedClassifier(head, encoder, SeededNoise(0), POLICY, tiny.spec, names)
+            TwoGraphSampler(head, encoder, 5)
         with pytest.raises(BundleError, match="latent dimensions: 16 and 12"):
-            SmoothedClassifier(encoder, other, SeededNoise(0), POLICY, tiny.spec, names)
+            TwoGraphSampler(encoder, other, 5)
         with pytest.raises(BundleError, match="classes: 5 and 3"):
-            SmoothedClassifier(encoder, head, SeededNoise(0), POLICY, tiny.spec, names[:3])
+            TwoGraphSampler(encoder, head, 3)
 
 
 def test_open_classifier_takes_the_calibrated_policy(tiny: TinyModel, frames: Frames, tmp_path: Path) -> None:
@@ -267,8 +269,8 @@ def test_open_classifier_defaults(tiny: TinyModel, tmp_path: Path) -> None:
     with open_classifier(bundle, policy=POLICY, threads=2) as classifier:
         assert isinstance(classifier.noise, SystemNoise)
         assert classifier.policy == POLICY
-        assert classifier.encoder.threads == 2  # type: ignore[attr-defined]
-        assert classifier.head.threads == 1  # type: ignore[attr-defined]
+        assert classifier.sampler.engines["encoder"].threads == 2  # type: ignore[attr-defined]
+        assert classifier.sampler.engines["head"].threads == 1  # type: ignore[attr-defined]
     open_classifier(bundle, policy=POLICY, num_samples=100).close()
     with pytest.raises(UsageError, match="num_samples is 7, but the policy is for 100"):
         open_classifier(bundle, policy=POLICY, num_samples=7)

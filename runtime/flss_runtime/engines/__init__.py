@@ -27,6 +27,7 @@ __all__ = [
     "check_tensors",
     "engine_status",
     "import_library",
+    "one_line",
     "open_engine",
     "parse_engine",
     "refused",
@@ -276,3 +277,8 @@ def refused(library: str, reason: str, inputs: Mapping[str, TensorSpec]) -> Infe
         f"{library} failed: {reason}",
         f"check that the bundle fits this version of flss-edge (flss-edge verify); the graph takes: {expected}",
     )
+
+
+def one_line(error: Exception) -> str:
+    """Return what a library's exception says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

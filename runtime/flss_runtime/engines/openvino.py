@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 
-from flss_runtime.engines import EngineSpec, Tensors, TensorSpec, check_tensors, refused
+from flss_runtime.engines import EngineSpec, Tensors, TensorSpec, check_tensors, one_line, refused
+from flss_runtime.engines.closing import Closing, refuse_closed
 from flss_runtime.engines.cores import physical_cores
 from flss_runtime.engines.libraries import version_of
 from flss_runtime.engines.precision import is_heavy, narrowest
-from flss_runtime.errors import BundleError, EngineUnavailable, InferenceError
+from flss_runtime.engines.resident import check_contiguous, run_failed
+from flss_runtime.errors import BundleError, EngineUnavailable
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Closing):
     """One graph compiled by OpenVINO; use `open_engine` to get one.
 
     Args:
@@ -48,18 +50,19 @@ class OpenVinoEngine:
         self.threads = threads or physical_cores()
         if not graph.is_file():
             raise BundleError(f"graph {graph} does not exist", "export the bundle again, or correct the path")
+        self._library = library
         core = _core(library)
         _check_present(device.upper(), core.available_devices)
         try:
-            model = core.read_model(str(graph))
+            model = _read(library, graph)
             settings = _settings(device, self.threads, hint, half=_has_half(model))
             if cache is not None:
                 settings["CACHE_DIR"] = str(cache)
             self._compiled: Any = core.compile_model(model, device.upper(), settings)
             self._request: Any = self._compiled.create_infer_request()
-        except RuntimeError as error:
+        except Exception as error:  # those of a frontend have no common base
             raise BundleError(
-                f"{self.library} cannot load {graph}: {_one_line(error)}",
+                f"{self.library} cannot load {graph}: {one_line(error)}",
                 "export the bundle again; if it is newer than this openvino, upgrade that: "
                 "pip install --upgrade 'flss-edge[openvino]'",
             ) from error
@@ -74,7 +77,7 @@ class OpenVinoEngine:
         Raises:
             InferenceError: The engine is closed.
         """
-        self._check_open()
+        refuse_closed(self._request is None)
         layers = [operation.get_rt_info() for operation in self._compiled.get_runtime_model().get_ops()]
         return narrowest(
             layer["runtimePrecision"].astype(str) for layer in layers if is_heavy(layer["layerType"].astype(str))
@@ -86,31 +89,46 @@ class OpenVinoEngine:
         Raises:
             InferenceError: A tensor has the wrong name, dtype or shape, the graph failed, or the engine is closed.
         """
-        self._check_open()
+        refuse_closed(self._request is None)
         check_tensors(self.inputs, tensors, "openvino")  # it would convert another dtype without a word
         try:
             # Inputs are read where they lie; outputs are copies, so the next run leaves them alone.
             results = self._request.infer(tensors, share_inputs=True, share_outputs=False)
         except RuntimeError as error:
-            raise refused("openvino", _one_line(error), self.inputs) from error
+            raise refused("openvino", one_line(error), self.inputs) from error
         return dict(zip(self.outputs, results.values(), strict=True))
+
+    def resident(self, inputs: Tensors) -> OpenVinoResident:
+        """Bind the graph to arrays on the host.
+
+        Raises:
+            InferenceError: As `run`, or an array cannot be bound.
+        """
+        check_contiguous(inputs, "openvino")
+        outputs = self.run(inputs)
+        return OpenVinoResident(self._library.Tensor, self._compiled.create_infer_request(), inputs, outputs)
 
     def close(self) -> None:
         """Free the compiled graph and its threads."""
         self._request = None
         self._compiled = None
 
-    def __enter__(self) -> OpenVinoEngine:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+class OpenVinoResident:
+    """A request bound to arrays on the host; see `resident.Resident`."""
 
-    def _check_open(self) -> None:
-        if self._request is None:
-            raise InferenceError("the engine is closed", "open a new one with open_engine()")
+    def __init__(self, tensor: Any, request: Any, inputs: Tensors, outputs: Tensors) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._request = request
+        for name, array in {**inputs, **outputs}.items():
+            request.set_tensor(name, tensor(array, shared_memory=True))
+
+    def run(self) -> None:
+        """Run the graph once; see `resident.Resident.run`."""
+        try:
+            self._request.infer(share_outputs=True)  # else it would hand out copies beside
+        except RuntimeError as error:
+            raise run_failed("openvino", error) from error
 
 
 @functools.cache
@@ -121,6 +139,20 @@ def _core(library: ModuleType) -> Any:
     With two, freed in another order than made, the thread is left with freed memory: the next signal ends the process.
     """
     return library.Core()
+
+
+@functools.cache
+def _frontend(library: ModuleType) -> Any:
+    return library.frontend.FrontEndManager().load_by_framework("onnx")
+
+
+def _read(library: ModuleType, graph: Path) -> Any:
+    """Read a graph as ONNX; the core itself would try every other format too, and TensorFlow's parser prints errors."""
+    frontend = _frontend(library)
+    model = frontend.convert(frontend.load(str(graph)))
+    if not model.inputs:
+        raise ValueError("it is empty")
+    return model
 
 
 def _settings(device: str, threads: int, hint: str, *, half: bool) -> dict[str, Any]:
@@ -157,7 +189,3 @@ def _check_present(device: str, devices: list[str]) -> None:
 def _spec(port: Any) -> tuple[str, TensorSpec]:
     shape = tuple("?" if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
     return port.get_any_name(), TensorSpec(np.dtype(port.get_element_type().to_dtype()).name, shape)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

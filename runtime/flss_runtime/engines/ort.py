@@ -6,16 +6,18 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
-from flss_runtime.engines import EngineSpec, Tensors, TensorSpec, check_tensors, refused
+from flss_runtime.engines import EngineSpec, Tensors, TensorSpec, check_tensors, one_line, refused
+from flss_runtime.engines.closing import Closing, refuse_closed
 from flss_runtime.engines.cores import physical_cores
-from flss_runtime.engines.ort_binding import DeviceRuns
+from flss_runtime.engines.ort_binding import DeviceRuns, OrtResident
 from flss_runtime.engines.ort_devices import DEVICES, preload, provider_name, set_up, settings_for
 from flss_runtime.engines.precision import UNKNOWN, is_heavy, narrowest
 from flss_runtime.engines.random_tensors import random_tensors
-from flss_runtime.errors import BundleError, EngineUnavailable, GraphNotSupported, InferenceError
+from flss_runtime.engines.resident import check_contiguous
+from flss_runtime.errors import BundleError, EngineUnavailable, GraphNotSupported
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -31,7 +33,7 @@ _DTYPES = {
 _NO_WAY = ("NotImplemented", "EPFail")
 
 
-class OrtEngine:
+class OrtEngine(Closing):
     """One graph in one ONNX Runtime session; use `open_engine` to get one.
 
     Args:
@@ -102,8 +104,7 @@ class OrtEngine:
         Raises:
             InferenceError: A tensor has the wrong name, dtype or shape, the session failed, or the engine is closed.
         """
-        if self._session is None:
-            raise InferenceError("the engine is closed", "open a new one with open_engine()")
+        refuse_closed(self._session is None)
         check_tensors(self.inputs, tensors, "onnxruntime")  # it reads another byte order as if it were its own
         try:
             if self._bound is not None:
@@ -111,20 +112,23 @@ class OrtEngine:
             return dict(zip(self._output_names, self._session.run(self._output_names, tensors), strict=True))
         # ONNX Runtime's exceptions have no common base but Exception.
         except Exception as error:
-            raise refused("onnxruntime", _one_line(error), self.inputs) from error
+            raise refused("onnxruntime", one_line(error), self.inputs) from error
+
+    def resident(self, inputs: Tensors) -> OrtResident | None:
+        """Bind the graph to arrays on the host; None on another device, whose runs have buffers there.
+
+        Raises:
+            InferenceError: As `run`, or an array cannot be bound.
+        """
+        if self._device.memory != "cpu":
+            return None
+        check_contiguous(inputs, "onnxruntime")
+        return OrtResident(self._session, inputs, self.run(inputs))
 
     def close(self) -> None:
         """Free the session and its threads."""
         self._session = None
         self._bound = None
-
-    def __enter__(self) -> OrtEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _new_session(self, *, profile: str = "") -> Any:
         """Load the graph, and make sure that it is where it was asked to be: the library's own fallback is silent."""
@@ -140,11 +144,11 @@ class OrtEngine:
             if device.memory != "cpu":
                 kind = GraphNotSupported if type(error).__name__ in _NO_WAY else EngineUnavailable
                 raise kind(
-                    f"{self.library} cannot run {self._graph.name} on {device.provider}: {_one_line(error)}",
+                    f"{self.library} cannot run {self._graph.name} on {device.provider}: {one_line(error)}",
                     f"run it with --engine ort; or {device.install}",
                 ) from error
             raise BundleError(
-                f"{self.library} cannot load {self._graph}: {_one_line(error)}",
+                f"{self.library} cannot load {self._graph}: {one_line(error)}",
                 "export the bundle again; if it is newer than this onnxruntime, upgrade that: "
                 "pip install --upgrade 'flss-edge[cpu]'",
             ) from error
@@ -180,7 +184,3 @@ def _spec(node: Any) -> TensorSpec:
 def _first_type(types_and_shapes: list[dict[str, list[int]]]) -> str:
     """Return the type of a kernel's first input, as ONNX Runtime's profile names it."""
     return next(iter(types_and_shapes[0]))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Runs whose tensors stay on a device: one set of buffers for each set of shapes, allocated once."""
+"""Runs whose tensors stay where they are: on a device for each set of shapes, or in given arrays on the host."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flss_runtime.engines import Tensors
+from flss_runtime.engines.resident import run_failed
 
 _KEPT_SHAPES = 8  # a robot has one or two; what evaluations add beyond these runs without buffers of its own
 
@@ -44,6 +45,26 @@ class DeviceRuns:
         if len(self._bound) < _KEPT_SHAPES:
             self._bound[shapes] = _Buffers(self._library, self._session, self._memory, tensors, outputs)
         return outputs
+
+
+class OrtResident:
+    """A session bound to arrays on the host; see `resident.Resident`."""
+
+    def __init__(self, session: Any, inputs: Tensors, outputs: Tensors) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._session = session
+        self._binding = session.io_binding()  # it knows addresses only: the arrays live as long as this object
+        for name, array in inputs.items():
+            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        """Run the graph once; see `resident.Resident.run`."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's have no common base
+            raise run_failed("onnxruntime", error) from error
 
 
 class _Buffers:

@@ -56,7 +56,7 @@ def classifiers_of_two_classes() -> list[SelectiveClassifier]:
     return [
         Vote(network, threshold=60),
         Vote(network, noise="fixed", threshold=60),
-        DeterministicVote(network, points=256, threshold=60.0),
+        DeterministicVote(network, num_samples=256, threshold=154.0),
         MeanSoftmax(network, threshold=0.6),
         Confidence(network, "no-sampling", threshold=0.6),
     ]

@@ -96,7 +96,7 @@ def classifiers(make_flss: MakeFLSS, make_plain: MakePlain) -> dict[str, Selecti
         Vote(network, "vote-fixed", 20, seed=5, noise="fixed"),
         Vote(network, "vote-released", 20, noise="released"),
         MeanSoftmax(network, num_samples=20, threshold=0.4, seed=5),
-        DeterministicVote(network, points=256, threshold=40.0),
+        DeterministicVote(network, num_samples=256, threshold=103.0),
         Confidence(network, "no-sampling", threshold=0.3),
         Confidence(make_plain(weight_noise=True), "pni", threshold=0.3, seed=5),
         PixelNoiseVote(plain, num_samples=20, threshold=12, seed=5),

@@ -60,7 +60,7 @@ MAKERS: dict[str, Callable[[FLSS], SelectiveClassifier]] = {
     "vote": lambda network: Vote(network, num_samples=15, threshold=8, seed=3),
     "fixed": lambda network: Vote(network, num_samples=15, threshold=8, seed=3, noise="fixed"),
     "mean-softmax": lambda network: MeanSoftmax(network, num_samples=15, threshold=0.4, seed=3),
-    "deterministic": lambda network: DeterministicVote(network, points=64, threshold=34.0),
+    "deterministic": lambda network: DeterministicVote(network, num_samples=64, threshold=22.0),
     "no-sampling": lambda network: Confidence(network, threshold=0.4),
 }
 
