@@ -34,13 +34,24 @@ def drawn(target: Path, size: tuple[float, float], *, overwrite: bool = True) ->
     kind = target.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise UsageError(f"cannot draw a {target.suffix or 'file without suffix'}", f"end it in .{', .'.join(FORMATS)}")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f"matplotlib cannot be imported ({error})", "pip install 'flss-edge[plot]'") from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure
     with atomic_write(target, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format=kind, dpi=140)
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw where nothing could: to be asked before what is drawn takes minutes.
+
+    Raises:
+        UsageError: matplotlib is absent.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"matplotlib cannot be imported ({error})", "pip install 'flss-edge[plot]'") from error

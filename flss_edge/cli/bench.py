@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flss_edge.cli.bench_comparison import Target, refuse_invalid, show_comparison
 from flss_edge.cli.options import (
     BundleArgument,
     EngineOption,
@@ -19,11 +22,12 @@ from flss_edge.cli.options import (
     ThreadsOption,
     resolve_bundle,
 )
-from flss_edge.cli.output import Document, check_output, emit, progress, say
-from flss_runtime.errors import BenchmarkInvalid, CheckFailed, UsageError
+from flss_edge.cli.output import Document, Format, check_output, emit, progress, say
+from flss_runtime.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from flss_runtime.benchmark import BenchResult
+    from flss_runtime.profiles import Profile
 
 COLUMNS = {
     "arm": "arm",
@@ -47,10 +51,36 @@ def bench(
     threads: ThreadsOption = None,
     strict: StrictOption = True,
     num_samples: NumSamplesOption = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            "--arms",
+            help="What to compare with the deterministic network, such as n1,n100,n100-logit; by default all that the "
+            "bundle has graphs for: n1, n10, n100, n1000 and n100-two-graphs, -logit and -deterministic.",
+        ),
+    ] = None,
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control", help="Add a second copy of the deterministic network: the error of the bench itself."
+        ),
+    ] = False,
+    frame: Annotated[
+        str | None,
+        typer.Option("--frame", help="Begin at camera frames of this size, such as 640x480, and resize them."),
+    ] = None,
+    batches: Annotated[
+        str | None,
+        typer.Option("--batches", help="Sizes for the throughput, such as 1,8,32, or none; by default the profile's."),
+    ] = None,
     profile: Annotated[
         str, typer.Option("--profile", help="quick (a first look) or standard (for publication).")
     ] = "standard",
     seed: SeedOption = 0,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", help="Measure nothing: compare two results, written as JSON by -o.", metavar="A B"),
+    ] = None,
     assert_overhead: Annotated[
         str | None,
         typer.Option("--assert-overhead", help="Exit 1 if the upper end of the overhead's interval is above, e.g. 2%."),
@@ -61,32 +91,81 @@ def bench(
     form: FormatOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the result beside the file of -o, as .png (extra plot).")
+    ] = False,
 ) -> None:
     """Measure what the samples cost on this machine.
 
-    Times the deterministic network, one sample and N samples, and prints the overhead with its 95 % interval.
+    Times the deterministic network and classifiers, and prints their overhead with its 95 % interval.
     """
-    from flss_runtime.bench_report import rows, verdict
+    target = _target(form, output, overwrite, plot)
+    if compare is not None:
+        show_comparison(compare, target, allow_invalid)
+        return
+    limit = None if assert_overhead is None else parse_percent(assert_overhead)
+    options = {
+        "engine": engine,
+        "precision": precision,
+        "threads": threads,
+        "strict": strict,
+        "num_samples": num_samples,
+        "camera": None if frame is None else parse_size(frame),
+        "profile": _profile(profile, batches),
+        "seed": seed,
+    }
+    result = _measure(resolve_bundle(bundle), arms, control, options)
+    _show(result, target)
+    judge(result, limit, allow_invalid)
+
+
+def _target(form: Format | None, output: Path | None, overwrite: bool, plot: bool) -> Target:
+    """Refuse what could not be written later, before anything is measured."""
+    check_output(form, output, overwrite)
+    if not plot:
+        return Target(form, output, overwrite, None)
+    if output is None:
+        raise UsageError("--plot needs the file that the picture goes beside", "name it: -o result.json")
+    from flss_edge.picture import require_matplotlib
+    from flss_runtime.atomic import refuse_existing
+
+    require_matplotlib()
+    picture = output.with_suffix(".png")
+    refuse_existing(picture, overwrite)
+    return Target(form, output, overwrite, picture)
+
+
+def _profile(name: str, batches: str | None) -> Profile:
+    from flss_runtime.profiles import find_profile
+
+    profile = find_profile(name)
+    return profile if batches is None else replace(profile, batches=parse_batches(batches))
+
+
+def _measure(path: Path, arms: str | None, control: bool, options: dict[str, Any]) -> BenchResult:
+    from flss_runtime.arm_names import CONTROL, all_arms
     from flss_runtime.benchmark import run_benchmark
     from flss_runtime.bundle import load_bundle
 
-    check_output(form, output, overwrite)
-    limit = None if assert_overhead is None else parse_percent(assert_overhead)
-    loaded = load_bundle(resolve_bundle(bundle))
-    samples = loaded.num_samples if num_samples is None else num_samples
+    bundle = load_bundle(path)
+    names = (
+        arms.split(",")
+        if arms
+        else all_arms(bundle, options["num_samples"] or bundle.num_samples, options["precision"])
+    )
     with progress() as report:
-        result = run_benchmark(
-            loaded,
-            engine,
-            precision=precision,
-            threads=threads,
-            strict=strict,
-            num_samples=(1, samples),
-            profile=profile,
-            seed=seed,
-            progress=report,
-        )
+        return run_benchmark(bundle, arms=[*names, *([CONTROL] if control else [])], progress=report, **options)
+
+
+def _show(result: BenchResult, target: Target) -> None:
+    from flss_runtime.bench_report import notes, rows, verdict
+    from flss_runtime.precision_check import check_precision
+
     fields = result.to_json()
+    checked = check_precision(result.config["engine_facts"], result.config["precision"], strict=False)
+    lines = [*notes(fields), *checked.notes, *checked.doubts]
+    if result.config["images"]["real"] is not True:
+        lines.append("the bundle's images are not known to be real: export with --data to time real ones")
     document = Document(
         command="bench",
         columns=COLUMNS,
@@ -96,11 +175,15 @@ def bench(
         environment=fields["environment"],
         config=fields["config"],
         validity=fields["validity"],
-        notes=_notes(result),
+        notes=lines,
     )
-    emit(document, form, output, overwrite)
+    emit(document, target.form, target.output, target.overwrite)
+    if target.picture is not None:
+        from flss_edge.bench_plot import plot_benchmark
+
+        plot_benchmark(fields, target.picture, overwrite=target.overwrite)
+        say(f"wrote {target.picture}")
     say(verdict(fields))
-    judge(result, samples, limit, allow_invalid)
 
 
 def parse_percent(text: str) -> float:
@@ -118,46 +201,51 @@ def parse_percent(text: str) -> float:
     return value
 
 
-def _notes(result: BenchResult) -> list[str]:
-    from flss_runtime.precision_check import check_precision
+def parse_size(text: str) -> tuple[int, int]:
+    """Return "640x480" as (640, 480).
 
-    stages = result.results["stages_ms"] or {}
-    notes = [
-        f"stages of {arm}, median ms: " + ", ".join(f"{stage} {value:.3f}" for stage, value in times.items())
-        for arm, times in stages.items()
-    ]
-    checked = check_precision(result.config["engine_facts"], result.config["precision"], strict=False)
-    notes += [*checked.notes, *checked.doubts]
-    if result.config["images"]["real"] is not True:
-        notes.append("the bundle's images are not known to be real: export with --data to time real ones")
-    return notes
+    Raises:
+        UsageError: it is no such size, or larger than 8192 either way.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 1 <= int(width) <= 8192 and 1 <= int(height) <= 8192):
+        raise UsageError(f"--frame {text!r} is no size of a camera frame", "write for example --frame 640x480")
+    return int(width), int(height)
 
 
-def judge(result: BenchResult, samples: int, limit: float | None, allow_invalid: bool) -> None:
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Return "1,8" as (1, 8), and "none" as ().
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text == "none":
+        return ()
+    sizes = text.split(",")
+    if not all(size.isdecimal() and 1 <= int(size) <= 4096 for size in sizes):
+        raise UsageError(f"--batches {text!r} are no batch sizes", "write for example --batches 1,8,32, or none")
+    return tuple(dict.fromkeys(int(size) for size in sizes))
+
+
+def judge(result: BenchResult, limit: float | None, allow_invalid: bool) -> None:
     """Refuse figures that must not be quoted, then those above the limit.
 
     Args:
         result: a finished benchmark.
-        samples: N of the arm that `limit` is about.
-        limit: highest overhead in percent, for the upper end of its 95 % interval; None asserts nothing.
+        limit: highest overhead in percent, for the upper end of the primary arm's 95 % interval; None asserts nothing.
         allow_invalid: judge the figures although the machine was too noisy for them.
 
     Raises:
         BenchmarkInvalid: the result has validity flags.
         CheckFailed: the overhead may be above the limit.
     """
-    if not result.valid and not allow_invalid:
-        reasons = "; ".join(flag["detail"] for flag in result.flags)
-        raise BenchmarkInvalid(
-            f"these figures must not be quoted: {reasons}",
-            "quiet the machine and use --profile standard, or pass --allow-invalid to look at them all the same",
-        )
+    refuse_invalid(result.flags, allow_invalid)
     if limit is None:
         return
-    row = result.overhead(samples)
+    row = result.overhead(result.config["primary"])
     highest = row["percent"] if row["interval"] is None else (row["interval"][1] - 1) * 100
     if highest > limit:
         raise CheckFailed(
-            f"{samples} samples cost up to {highest:.2f} %, above the {limit:g} % asserted",
+            f"{row['arm']} costs up to {highest:.2f} %, above the {limit:g} % asserted",
             "look at the stages in the result, or assert what this machine can hold",
         )

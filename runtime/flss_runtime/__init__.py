@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flss_runtime.decision import Decision, SmoothingPolicy, Status, decide, decide_cascade
     from flss_runtime.engines import Engine, TensorSpec, open_engine
     from flss_runtime.errors import FLSSError
-    from flss_runtime.images import InputSpec, read_image
+    from flss_runtime.images import InputSpec, fit_image, read_image
     from flss_runtime.latent import LatentGaussian
     from flss_runtime.noise import KeyedNoise, NoiseSource, SeededNoise, SystemNoise
     from flss_runtime.opening import open_classifier
@@ -40,6 +40,7 @@ __all__ = [
     "TensorSpec",
     "decide",
     "decide_cascade",
+    "fit_image",
     "load_bundle",
     "open_classifier",
     "open_engine",
@@ -63,6 +64,7 @@ _HOME = {
     "open_engine": "engines",
     "FLSSError": "errors",
     "InputSpec": "images",
+    "fit_image": "images",
     "read_image": "images",
     "LatentGaussian": "latent",
     "KeyedNoise": "noise",

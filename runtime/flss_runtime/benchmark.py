@@ -1,8 +1,8 @@
 """What sampling costs on this machine: the classifier against the deterministic network, told apart from its noise.
 
-Single stream, batch 1, from a uint8 image on the host to the decision; the next frame starts after the reply. Every
-process start runs the arms in palindromic blocks, and the overhead is the ratio of the arms' medians within a block.
-Rules: MLPerf Inference (single stream, minimum counts); this is not an MLPerf result.
+Single stream, batch 1, from a uint8 image on the host to the decision; the next frame starts after the reply. Latencies
+are those of an arm by itself, as a robot runs it; the overhead is the ratio of the arms' medians within blocks in which
+they take turns. Rules: MLPerf Inference (single stream, minimum counts); this is not an MLPerf result.
 """
 
 from __future__ import annotations
@@ -15,22 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flss_runtime import latency
 from flss_runtime import validity as checks
-from flss_runtime.arms import DETERMINISTIC, smoothed_name
-from flss_runtime.bench_process import Progress, Times, run_processes
-from flss_runtime.bench_worker import PROFILES, Profile
+from flss_runtime.arm_names import BASELINE, all_arms, check_arms, primary_arm
+from flss_runtime.bench_process import Progress, run_processes
+from flss_runtime.bench_results import assemble, stream_latencies
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.engines import AUTO
 from flss_runtime.engines.auto import choose_engine
 from flss_runtime.engines.cores import physical_cores
 from flss_runtime.environment import describe_environment
 from flss_runtime.errors import UsageError
-from flss_runtime.latency import Overhead
+from flss_runtime.profiles import Profile, find_profile
 
 SCHEMA_VERSION = 1
-# A claim about a 2 % overhead needs an interval of at most half a percent to each side.
-PRECISE_HALF_WIDTH = 0.005
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,11 @@ class BenchResult:
     Attributes:
         environment: machine and versions (`describe_environment`).
         artifact: digests of the bundle and of its graphs.
-        config: engine, threads, numbers of samples, profile, seed, boundary, images.
-        results: `arms`, `overhead`, `stages_ms`, `start`, `warm_up`, `peak_rss_mib`.
+        config: engine, threads, arms, profile, seed, boundary, images.
+        results: `arms`, `overhead`, `throughput`, `energy`, `stages_ms`, `start`, `warm_up`, `peak_rss_mib`, `rss_mib`,
+            `device_mib`.
         validity: `valid`, `flags` (name and detail each), `counters` of every process start.
-        times_ms: arm -> (n,) milliseconds of every timed frame in order.
+        times_ms: arm -> (n,) milliseconds of every frame of the arm by itself, in order.
     """
 
     environment: dict[str, Any]
@@ -63,16 +61,16 @@ class BenchResult:
         """What speaks against the numbers: `name` and `detail` each."""
         return list(self.validity["flags"])
 
-    def overhead(self, num_samples: int) -> dict[str, Any]:
-        """Return the overhead row of the arm with so many samples.
+    def overhead(self, arm: str) -> dict[str, Any]:
+        """Return the overhead row of an arm.
 
         Raises:
-            UsageError: if it was not measured.
+            UsageError: it was not measured.
         """
         for row in self.results["overhead"]:
-            if row["arm"] == smoothed_name(num_samples):
+            if row["arm"] == arm:
                 return dict(row)
-        raise UsageError(f"N = {num_samples} was not part of this benchmark", f"measure it: -n {num_samples}")
+        raise UsageError(f"the arm {arm} was not part of this benchmark", f"measure it: --arms {arm}")
 
     def to_json(self, *, include_times: bool = False) -> dict[str, Any]:
         """Return everything as JSON values.
@@ -101,7 +99,9 @@ def run_benchmark(
     precision: str = "fp32",
     threads: int | None = None,
     strict: bool = True,
-    num_samples: Sequence[int] = (1, 100),
+    num_samples: int | None = None,
+    arms: Sequence[str] | None = None,
+    camera: tuple[int, int] | None = None,
     profile: str | Profile = "quick",
     seed: int = 0,
     progress: Progress | None = None,
@@ -116,9 +116,10 @@ def run_benchmark(
         precision: of the network and of the baseline, as for `open_classifier`.
         threads: of the encoder and of the baseline; None takes the physical cores this process may use.
         strict: whether a missing device, or another precision than asked for, is an error.
-        num_samples: one arm for each.
-        profile: "quick" (about 20 s, not for publication), "standard" (about 4 minutes: 30 blocks of visits of at least
-            one second in 3 process starts), or your own.
+        num_samples: N of the arm that start, memory, energy and throughput are measured for, None: the bundle's.
+        arms: names beside the baseline (`arm_names`); None takes all that the bundle's graphs allow.
+        camera: width and height of camera frames that every frame begins at, and whose resizing is a part of it.
+        profile: "quick" (not for publication), "standard", or your own.
         seed: of the order of images and of the noise.
         progress: called with a phase and the share done in [0, 1], between blocks only, so that drawing it costs no
             timed frame anything; it must return quickly and must not keep a thread that draws.
@@ -127,40 +128,58 @@ def run_benchmark(
         The result, with its validity flags; nothing is raised for a noisy machine.
 
     Raises:
-        UsageError: unknown profile or engine, or a bad number of samples or threads.
-        BundleError: the bundle cannot be verified, or has no deterministic graph.
+        UsageError: unknown profile, arm or engine, or a bad number of samples or threads.
+        BundleError: the bundle cannot be verified, or lacks a graph that an arm needs.
         EngineUnavailable: the engine's library is absent, or the bundle has no graphs in this precision; or they run in
             another one, and `strict` is set.
         InferenceError: a process start failed.
     """
     opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    opened.graph(DETERMINISTIC, precision)  # a bundle without baseline is refused before anything is measured
+    opened.graph(BASELINE, precision)  # a bundle without baseline is refused before anything is measured
+    found = find_profile(profile)
     environment = describe_environment()
     spec: dict[str, Any] = {
         "bundle": str(opened.path.resolve()),
         # Chosen once: every arm of every process start has to run on the same engine.
-        "engine": choose_engine(opened.graph("encoder", precision), threads=threads) if engine == AUTO else engine,
+        "engine": _chosen(opened, precision, threads) if engine == AUTO else engine,
         "precision": precision,
         "threads": threads if threads is not None else physical_cores(),
         "strict": strict,
-        "num_samples": _sample_counts(num_samples),
+        **_arms(opened, num_samples, arms, precision),
+        "camera": camera,
         "seed": seed,
-        "profile": asdict(_profile(profile)),
+        "profile": asdict(found),
     }
-    starts, runs, times = run_processes(spec, spec["profile"]["processes"], progress or (lambda phase, share: None))
-    names = runs[0]["arms"]
-    latencies = {name: _of_arm(times, index) for index, name in enumerate(names)}
-    results = _results(names, latencies, starts, runs, times)
+    starts, runs, times = run_processes(spec, found.processes, progress or (lambda phase, share: None))
+    results = assemble(starts, runs, times, found.settle_frames)
     config = {
         **{key: value for key, value in spec.items() if key != "bundle"},
-        "boundary": "uint8 image on the host to decision, single stream, batch 1",
+        "boundary": _boundary(camera),
         "images": runs[0]["images"],
         "engine_facts": starts[0]["engine_facts"],
     }
     counters = [run["counters"] for run in runs]
     flags = _flags(environment, config, results, counters)
     validity = {"valid": not flags, "flags": flags, "counters": counters}
-    return BenchResult(environment, _artifact(opened), config, results, validity, latencies)
+    alone = {name: stream_latencies(times, index) for index, name in enumerate(runs[0]["arms"])}
+    return BenchResult(environment, _artifact(opened), config, results, validity, alone)
+
+
+def _chosen(bundle: Bundle, precision: str, threads: int | None) -> str:
+    return choose_engine(bundle.graph("encoder", precision), threads=threads, precision=precision)
+
+
+def _arms(bundle: Bundle, num_samples: int | None, arms: Sequence[str] | None, precision: str) -> dict[str, Any]:
+    samples = bundle.num_samples if num_samples is None else num_samples
+    if samples < 1:
+        raise UsageError(f"the number of samples is {samples}", "pass at least 1, such as -n 100")
+    names = check_arms(all_arms(bundle, samples, precision) if arms is None else arms)
+    return {"arms": names, "primary": primary_arm(names, samples)}
+
+
+def _boundary(camera: tuple[int, int] | None) -> str:
+    begin = "uint8 image" if camera is None else f"uint8 camera frame of {camera[0]}x{camera[1]}"
+    return f"{begin} on the host to decision, single stream, batch 1"
 
 
 def _artifact(bundle: Bundle) -> dict[str, Any]:
@@ -182,82 +201,5 @@ def _flags(
         *checks.profile_flags(config["profile"]["name"]),
         *checks.machine_flags(environment, config["threads"]),
         *checks.run_flags(counters, environment["load_average"], environment["logical_cores"]),
-        *checks.result_flags(results["arms"], results["warm_up"]),
+        *checks.result_flags(results["arms"], results["warm_up"], config["profile"]["settle_frames"]),
     ]
-
-
-def _sample_counts(num_samples: Sequence[int]) -> list[int]:
-    counts = list(dict.fromkeys(num_samples))
-    if not counts or min(counts) < 1:
-        raise UsageError(f"numbers of samples are {counts}", "pass at least one number >= 1, such as -n 100")
-    return counts
-
-
-def _profile(profile: str | Profile) -> Profile:
-    if isinstance(profile, Profile):
-        return profile
-    if profile not in PROFILES:
-        raise UsageError(f"there is no profile {profile!r}", f"choose one of: {', '.join(PROFILES)}")
-    return PROFILES[profile]
-
-
-def _of_arm(times: Sequence[Times], index: int) -> NDArray[np.float64]:
-    """Return all timed frames of one arm in milliseconds, in order."""
-    return np.concatenate([run["latency_ns"][run["arm"] == index] for run in times]) / 1e6
-
-
-def block_medians(times: Times, index: int) -> list[float]:
-    """Return one arm's median of every block in milliseconds.
-
-    A block's value is the mean of the medians of its two visits: with a palindrome a linear drift then cancels exactly
-    between the arms.
-    """
-    own = times["arm"] == index
-    medians = []
-    for block in np.unique(times["block"]):
-        here = own & (times["block"] == block)
-        visits = [np.median(times["latency_ns"][here & (times["visit"] == which)]) for which in (0, 1)]
-        medians.append(float(np.mean(visits)) / 1e6)
-    return medians
-
-
-def _results(
-    names: Sequence[str],
-    latencies: dict[str, NDArray[np.float64]],
-    starts: Sequence[dict[str, Any]],
-    runs: Sequence[dict[str, Any]],
-    times: Sequence[Times],
-) -> dict[str, Any]:
-    medians = {name: [block_medians(run, index) for run in times] for index, name in enumerate(names)}
-    arms = []
-    for name in names:
-        row: dict[str, Any] = {"name": name, "num_samples": None if name == DETERMINISTIC else int(name[1:])}
-        row |= latency.summarise(latencies[name])
-        row |= {"block_medians_ms": medians[name], "variation": latency.variation(np.ravel(medians[name]))}
-        arms.append(row)
-    alone = np.concatenate([run["alone_ns"] for run in times]) / 1e6
-    arms[0]["alone"] = latency.summarise(alone)
-    arms[0]["interleaved_over_alone"] = float(np.median(latencies[names[0]]) / np.median(alone))
-    return {
-        "arms": arms,
-        "overhead": [
-            _overhead_row(latency.overhead(name, names[0], medians[name], medians[names[0]])) for name in names[1:]
-        ],
-        "stages_ms": runs[0]["stages_ms"],
-        "start": {key: float(np.median([start[key] for start in starts])) for key in starts[0] if key.endswith("_ms")},
-        "warm_up": [{"process": index, **row} for index, run in enumerate(runs) for row in run["warm_up"]],
-        "peak_rss_mib": {
-            "deterministic": _largest([run["peak_rss_mib"]["deterministic"] for run in runs]),
-            "smoothed": _largest([start["peak_rss_mib"] for start in starts]),
-            "all_arms": _largest([run["peak_rss_mib"]["all_arms"] for run in runs]),
-        },
-    }
-
-
-def _overhead_row(found: Overhead) -> dict[str, Any]:
-    precise = found.half_width is not None and found.half_width <= PRECISE_HALF_WIDTH
-    return {**found.to_json(), "precise": precise}
-
-
-def _largest(values: Sequence[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)

@@ -82,6 +82,32 @@ def read_gpus(nvml: Any, root: Path = ROOT) -> tuple[list[Gpu], Driver]:
     return gpus, replace(driver, nvidia=driver.nvidia or read_text(root / "sys/module/nvidia/version"))
 
 
+class FirstDevice:
+    """The first GPU that NVML knows: what it has used so far, None where it does not tell."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        """Take the initialised module and one of its handles."""
+        self._nvml, self._handle = nvml, handle
+
+    def energy_j(self) -> float | None:
+        """Return the energy since the driver was loaded, in joules."""
+        millijoules = _asker(self._nvml)("nvmlDeviceGetTotalEnergyConsumption", self._handle)
+        return None if millijoules is None else millijoules / 1000
+
+    def used_mib(self) -> float | None:
+        """Return the memory in use, by all processes: inside a container NVML does not tell them apart."""
+        memory = _asker(self._nvml)("nvmlDeviceGetMemoryInfo", self._handle)
+        return None if memory is None else memory.used / 2**20
+
+
+@contextlib.contextmanager
+def first_device() -> Iterator[FirstDevice | None]:
+    """Yield the first GPU, None without one or without NVML."""
+    with _nvml() as nvml:
+        handle = None if nvml is None else _asker(nvml)("nvmlDeviceGetHandleByIndex", 0)
+        yield None if handle is None else FirstDevice(nvml, handle)
+
+
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
     try:
@@ -97,7 +123,7 @@ def _nvml() -> Iterator[Any]:
         nvml.nvmlShutdown()
 
 
-def _ask_nvml(nvml: Any) -> tuple[list[Gpu], Driver]:
+def _asker(nvml: Any) -> Callable[..., Any]:
     def ask(function: str, *arguments: Any) -> Any:
         try:
             return getattr(nvml, function)(*arguments)
@@ -105,6 +131,11 @@ def _ask_nvml(nvml: Any) -> tuple[list[Gpu], Driver]:
         except (nvml.NVMLError, AttributeError):
             return None
 
+    return ask
+
+
+def _ask_nvml(nvml: Any) -> tuple[list[Gpu], Driver]:
+    ask = _asker(nvml)
     cuda = ask("nvmlSystemGetCudaDriverVersion_v2")
     driver = Driver(_text(ask("nvmlSystemGetDriverVersion")), cuda and f"{cuda // 1000}.{cuda % 1000 // 10}")
     handles = (ask("nvmlDeviceGetHandleByIndex", index) for index in range(ask("nvmlDeviceGetCount") or 0))

@@ -118,6 +118,29 @@ def read_image(path: str | Path, spec: InputSpec) -> ByteArray:
     return np.array(_fit(rgb, spec, path), np.uint8)
 
 
+def fit_image(frame: ByteArray, spec: InputSpec) -> ByteArray:
+    """Bring a camera frame to the encoder's size, as `read_image` brings a picture there, bit for bit.
+
+    Args:
+        frame: (H', W', 3) uint8 RGB of any size.
+        spec: Size and resize rule.
+
+    Returns:
+        (H, W, 3) uint8 RGB, not to be written to: the frame itself where it has the right size already.
+
+    Raises:
+        DataError: The frame is of another type or shape, empty, or too long and narrow to crop.
+    """
+    found = f"{frame.dtype} of shape {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    if not found.startswith("uint8 ") or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        raise DataError(f"a camera frame is {found}", "pass uint8 RGB of shape (H, W, 3), both sizes at least 1")
+    if frame.shape[:2] == (spec.height, spec.width):
+        return frame
+    from PIL import Image
+
+    return np.asarray(_fit(Image.fromarray(frame), spec, "the camera frame"), np.uint8)
+
+
 def check_image(image: object, spec: InputSpec) -> str:
     """Say whether an image can be classified.
 
@@ -210,7 +233,7 @@ def _transparent(path: Path) -> DataError:
     )
 
 
-def _fit(picture: Image.Image, spec: InputSpec, path: Path) -> Image.Image:
+def _fit(picture: Image.Image, spec: InputSpec, name: object) -> Image.Image:
     from PIL import Image
 
     width, height = picture.size
@@ -222,7 +245,7 @@ def _fit(picture: Image.Image, spec: InputSpec, path: Path) -> Image.Image:
     scale = max(spec.width / width, spec.height / height)
     scaled = (max(spec.width, round(width * scale)), max(spec.height, round(height * scale)))
     if scaled[0] * scaled[1] > _MAX_PIXELS:
-        raise DataError(f"{path} is {width} x {height}, too long and narrow to crop", "cut the part of interest out")
+        raise DataError(f"{name} is {width} x {height}, too long and narrow to crop", "cut the part of interest out")
     if scaled != picture.size:
         picture = picture.resize(scaled, Image.Resampling.BILINEAR)
     left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2

@@ -63,6 +63,21 @@ def gpu_clock(root: Path = ROOT) -> GpuClock | None:
     return None
 
 
+def power_rails(root: Path = ROOT) -> dict[str, float] | None:
+    """Return rail -> watts of the board's power monitors (INA3221); the board's input alone where it is among them."""
+    rails: dict[str, float] = {}
+    for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        if read_text(folder / "name") != "ina3221":
+            continue
+        for label in sorted(folder.glob("in*_label")):
+            channel = label.name.removeprefix("in").removesuffix("_label")
+            millivolts = read_text(folder / f"in{channel}_input")
+            milliamperes = read_text(folder / f"curr{channel}_input")  # the sum of the shunts has none
+            if millivolts and milliamperes and millivolts.isdigit() and milliamperes.isdigit():
+                rails[read_text(label) or channel] = int(millivolts) * int(milliamperes) / 1e6
+    return {"VDD_IN": rails["VDD_IN"]} if "VDD_IN" in rails else rails or None
+
+
 def _mhz(file: Path) -> float | None:
     text = read_text(file)
     return int(text) / 1e6 if text and text.isdigit() else None

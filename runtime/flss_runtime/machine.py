@@ -91,6 +91,14 @@ def peak_rss_mib(root: Path = ROOT) -> float | None:
     return peak / 2**20 if platform.system() == "Darwin" else peak / 1024
 
 
+def rss_mib(root: Path = ROOT) -> float | None:
+    """Return the resident memory of this process now in MiB; None where the kernel does not tell (Linux only)."""
+    for line in (read_text(root / "proc/self/status") or "").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return None
+
+
 def governors(root: Path = ROOT) -> list[str] | None:
     """Return the distinct frequency governors of all processors; None without frequency control (as in most VMs)."""
     found = {text for file in root.glob(f"{_CPUS}/cpu[0-9]*/cpufreq/scaling_governor") if (text := read_text(file))}

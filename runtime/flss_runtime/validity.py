@@ -11,7 +11,8 @@ MAX_OTHER_CPU = 0.05  # of all processor time of the machine
 MAX_STEAL = 0.01
 MAX_CLOCK_DROP = 0.10
 MAX_CLOCK_STEP_S = 1e-6
-MAX_BASELINE_SHIFT = 0.05  # baseline between the other arms against the baseline alone
+MAX_BASELINE_SHIFT = 0.05  # an arm between the other arms against the arm by itself
+MAX_SETTLING = 0.05  # first frame of a visit that counts, against the others
 
 Flag = dict[str, str]
 
@@ -83,12 +84,15 @@ def run_flags(counters: Sequence[Mapping[str, float | None]], load_average: floa
     return flags
 
 
-def result_flags(arms: Iterable[Mapping[str, Any]], warm_up: Iterable[Mapping[str, Any]]) -> list[Flag]:
+def result_flags(
+    arms: Iterable[Mapping[str, Any]], warm_up: Iterable[Mapping[str, Any]], settle_frames: int
+) -> list[Flag]:
     """Return what the measured times themselves say against the run.
 
     Args:
         arms: rows of `results["arms"]`.
         warm_up: rows of `results["warm_up"]`.
+        settle_frames: first frames of a visit, which do not count.
     """
     flags = []
     for arm in arms:
@@ -98,6 +102,9 @@ def result_flags(arms: Iterable[Mapping[str, Any]], warm_up: Iterable[Mapping[st
         if shift is not None and abs(shift - 1) > MAX_BASELINE_SHIFT:
             text = f"{arm['name']} between the other arms takes {shift:.3f} times what it takes alone"
             flags.append(flag("baseline_shift", text))
+        if (first := arm["settling"][settle_frames]) > 1 + MAX_SETTLING:
+            text = f"the first counted frame of a visit to {arm['name']} takes {first:.3f} times what the others take"
+            flags.append(flag("settling", text))
     unstable = sorted({row["arm"] for row in warm_up if not row["stable"]})
     if unstable:
         flags.append(flag("warm_up", f"no 3 consecutive warm-up windows within 10 %: {', '.join(unstable)}"))
