@@ -165,7 +165,7 @@ def test_stages_start_and_memory_are_reported(result: BenchResult) -> None:
     assert {row["arm"] for row in result.results["warm_up"]} == {"deterministic", "n1", "n100"}
     if sys.platform == "linux":
         resident = result.results["rss_mib"]["smoothed"]
-            assert result.results["peak_rss_mib"]["smoothed"] + 1 >= resident > 10  # the high-water mark lags behind
+        assert result.results["peak_rss_mib"]["smoothed"] + 1 >= resident > 10  # the high-water mark lags behind
 
 
 def test_result_is_strict_json_without_paths_and_holds_times_on_request(result: BenchResult, bundle: Bundle) -> None:
