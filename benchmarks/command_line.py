@@ -39,6 +39,7 @@ def run_timing(
     measure: Callable[[argparse.Namespace], Result],
     plot: Callable[[Result, Path], None],
     summary: Callable[[Result], str],
+    judge: Callable[[Result], None] = lambda result: None,
 ) -> int:
     """Measure, write the result and its plot, print the summary, and refuse to call a flagged result valid.
 
@@ -49,6 +50,7 @@ def run_timing(
         measure: options -> the result without the command; flags are in `validity`.
         plot: draws the result into a file.
         summary: what is printed about the result.
+        judge: raises CheckFailed for a result that fails; it is written by then, for it is the evidence.
 
     Returns:
         The exit code: 1 a check failed, 5 not valid, else FLSSError's.
@@ -60,6 +62,7 @@ def run_timing(
             temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         plot(result, options.output.with_suffix(".png"))
         print(summary(result))
+        judge(result)
         if result["validity"]["flags"] and not options.allow_invalid:
             details = "; ".join(item["detail"] for item in result["validity"]["flags"])
             raise BenchmarkInvalid(details, "Repeat on a quiet machine; --allow-invalid accepts the result as flagged.")

@@ -183,7 +183,9 @@ def run_python(code: str, *arguments: str) -> str:
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, check=False
     )
     if done.returncode:
-        raise InferenceError(f"a process failed: {done.stderr.strip().splitlines()[-1:]}", "see its message")
+        # An FLSSError ends in its problem and its fix, anything else in its type and message.
+        said = " ".join(line.strip() for line in done.stderr.strip().splitlines()[-2:])
+        raise InferenceError(f"a process failed: {said}", "mend what it names, and measure again")
     return done.stdout
 
 

@@ -137,7 +137,7 @@ def one_start(path: str, options: dict[str, Any], number: int) -> dict[str, Any]
 
 def ours_roles(bundle: Bundle) -> list[str]:
     """Return the graphs that the classifier votes with by default on a CPU: the voting loop takes the same."""
-    return ["fused"] if bundle.precisions("fused") else ["encoder", "head"]
+    return ["fused"] if "fp32" in bundle.precisions("fused") else ["encoder", "head"]
 
 
 def _open_loops(bundle: Bundle, options: argparse.Namespace, number: int, stack: ExitStack) -> dict[str, Arm]:

@@ -9,6 +9,7 @@ eigenvectors of the covariance and NumPy's own normals: nothing in common with w
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,8 +29,10 @@ from flss_edge.classifiers.latent_sampling import head_logits
 from flss_edge.data import load_images
 from flss_runtime.atomic import refuse_existing
 from flss_runtime.environment import describe_environment
+from flss_runtime.errors import CheckFailed, UsageError
 from flss_runtime.logit_sampling import LogitSampling
 from flss_runtime.point_set import PointSetSampling, leading_first, normal_points
+from flss_runtime.validity import Flag, flag
 
 Array = npt.NDArray[Any]
 Draw = Callable[[int], Array]
@@ -38,6 +41,7 @@ Draw = Callable[[int], Array]
 SIZES = (10, 30, 100, 300, 1000)
 POINTS = "point set"
 RANDOM = "random votes"
+LEAST_P = 1e-3  # times the number of tests: below it the votes are not alike
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print("the truth", file=sys.stderr, flush=True)
     truth = _true_shares(*gaussian, options)
     arms = _arms(*gaussian, options)
+    flags = unlike(alike)
     rows = [_row(name, count, draw(count), truth, options) for count in SIZES for name, draw in arms.items()]
     return {
         "artifact": {"checkpoint": options.checkpoint.name, "sha256": checkpoint.sha256},
@@ -76,8 +81,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "mean_winner_share": float(truth.max(axis=1).mean()),
         },
         "results": {"alike": alike, "point_sets": rows},
-        "validity": {"flags": []},
+        "validity": {"valid": not flags, "flags": flags},
     }
+
+
+def unlike(alike: Mapping[str, Any]) -> list[Flag]:
+    """Return what says that the samplings have not the same distribution."""
+    tests = {"votes": alike["least_p_times_images"]}
+    tests |= {f"pairs of {name} sampling": found["least_p_times_pairs"] for name, found in alike["pairs"].items()}
+    return [
+        flag("not_alike", f"{name}: the smallest p-value times the tests is {p:.2g}")
+        for name, p in tests.items()
+        if p < LEAST_P
+    ]
 
 
 def _alike(network: Any, mean: Any, std: Any, gaussian: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -102,6 +118,8 @@ def _alike(network: Any, mean: Any, std: Any, gaussian: Any, options: argparse.N
             levels.append(float(stats.chi2_contingency(votes).pvalue))
         for name, logits in (("latent", latent), ("logit", logit)):
             deviations[name].append(_pair_deviations(logits, mean_logits[row], covariance[row], options.noise_scale))
+    if not levels or not all(map(np.size, map(np.concatenate, deviations.values()))):
+        raise CheckFailed("no image's votes are divided, so nothing is compared", "raise --noise-scale or --images")
     uniform = stats.kstest(levels, "uniform")
     return {
         "p_values": levels,
@@ -130,6 +148,7 @@ def _pairs(deviations: Array) -> dict[str, float]:
         "mean_square": float(np.square(deviations).mean()),
         "largest": float(np.abs(deviations).max()),
         "largest_expected_95": limit,
+        "least_p_times_pairs": min(1.0, 2 * float(stats.norm.sf(np.abs(deviations).max())) * len(deviations)),
     }
 
 
@@ -229,6 +248,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add_result_options(parser)
     options = parser.parse_args(arguments)
     require_at_least(options, images=2, votes=1000, draws=100_000)
+    if not 0 < options.noise_scale < math.inf:
+        raise UsageError(
+            f"--noise-scale is {options.noise_scale}", "Give a number above 0: without noise all vote alike."
+        )
     refuse_existing(options.output, options.overwrite)
     return options
 

@@ -12,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark_scripts import FOLDER, PNG, load, start
 
+from flss_runtime.errors import InferenceError
+
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="reads processor time and /proc")
 footprint = load("footprint")
@@ -61,6 +63,13 @@ def test_the_script_writes_every_figure(tiny_bundle: Path, tmp_path: Path) -> No
     assert [row["name"] for row in rows] == ["import", "first decision", "memory"]
     assert all(row["ratio"] == pytest.approx(row["ours"] / row["bare"]) for row in rows)
     assert (tmp_path / "footprint.png").read_bytes()[:8] == PNG
+
+
+def test_what_a_process_said_is_shown(tmp_path: Path) -> None:
+    code = "raise SystemExit('Traceback\\nerror: the bundle is broken\\n  fix: export it again')"
+    with pytest.raises(InferenceError) as caught:
+        footprint.run_python(code)
+    assert caught.value.problem == "a process failed: error: the bundle is broken fix: export it again"
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,3 +81,11 @@ def test_openvino_is_compared_with_its_own_tool(calibrated_bundle: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "p.json").read_text())["results"]["rows"][-1]
     assert (row["name"], row["beside"]) == ("openvino", "benchmark_app") and 0.2 < row["ratio"] < 5
+
+
+@pytest.mark.parametrize(
+    ("found", "roles"), [((), ["encoder", "head"]), (("fp32",), ["fused"]), (("int8",), ["encoder", "head"])]
+)
+def test_the_voting_loop_takes_a_fused_graph_only_in_fp32(found: tuple[str, ...], roles: list[str]) -> None:
+    bundle: Any = SimpleNamespace(precisions=lambda role: found if role == "fused" else ("fp32",))
+    assert peers.ours_roles(bundle) == roles

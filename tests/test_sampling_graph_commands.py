@@ -57,6 +57,8 @@ def test_verify_judges_them(run: Run, sampled: tuple[Path, str], engine: str) ->
     expected += [("logit", "mean logits differ"), ("logit", "covariance differs")]
     assert {rows[key]["verdict"] for key in expected} == {"passed"}
     assert rows["fused", "class flips"]["allowed"] == "5.00 %"
+    assert rows["logit votes", "class flips"]["verdict"] == "passed", "what is decided by it, not only its tensors"
+    assert rows["logit votes", "class flips"]["allowed"] == "5.00 %"
     assert rows["reference", "class flips"]["verdict"] == "passed"
 
 
@@ -84,4 +86,5 @@ def test_what_cannot_be_had_is_refused(run: Run, tiny_checkpoint: Path, tmp_path
         assert done.code == 2 and reason in done.err and "leave --sampling out" in done.err
     done = run("export", tiny_checkpoint, "-o", tmp_path / "a.bundle", "--sampling", "deterministic")
     assert done.code == 2 and "choose latent or logit" in done.err
+    assert "reading" not in done.err, "before the checkpoint is"
     assert not list(tmp_path.glob("*.bundle"))

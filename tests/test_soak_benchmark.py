@@ -12,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark_scripts import PNG, load, start
 
+from flss_runtime.errors import EngineUnavailable
+
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 soak = load("soak")
 FRAMES = 100_000
@@ -69,3 +71,22 @@ def test_the_script_writes_what_it_found(calibrated_bundle: Path, tmp_path: Path
     assert result["command"].startswith("python benchmarks/soak.py tiny.bundle --frames 2100 --arm n5")
     assert (tmp_path / "soak.png").read_bytes()[:8] == PNG and "MiB in 10^6 frames" in done.stdout
     assert start("soak", calibrated_bundle, *options, folder=tmp_path).returncode == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_that_fails_leaves_its_evidence(
+    calibrated_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak, "MOST_GROWTH", -1e6)  # what really grows by more than a MiB would take a long run
+    output = tmp_path / "soak.json"
+    options = ["--frames", "1000", "--arm", "n5", "--allow-invalid", "-o", str(output)]
+    assert soak.main([str(calibrated_bundle), *options]) == 1
+    assert "memory may grow" in capsys.readouterr().err
+    assert json.loads(output.read_text())["results"]["memory"]["limit_mib"] == -1e6
+    assert output.with_suffix(".png").read_bytes()[:8] == PNG
+
+
+def test_without_a_memory_reading_nothing_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "rss_mib", lambda: None)
+    with pytest.raises(EngineUnavailable, match="how much memory is resident"):
+        soak.run(lambda image: image, [None], 1000)

@@ -61,6 +61,19 @@ def add_sampling_graphs(
     return found
 
 
+def check_exported(sampling: str) -> None:
+    """Refuse a sampling that needs no graph of its own, or does not exist.
+
+    Raises:
+        UsageError: It is neither "latent" nor "logit".
+    """
+    if sampling not in (LATENT, LOGIT):
+        raise UsageError(
+            f"there is nothing to export for sampling {sampling!r}",
+            f"choose {LATENT} or {LOGIT}; with {LOGIT} the bundle can sample deterministically too",
+        )
+
+
 def check_sampling(head: nn.Sequential, sampling: str) -> None:
     """Refuse a sampling that a head has not.
 
@@ -68,11 +81,7 @@ def check_sampling(head: nn.Sequential, sampling: str) -> None:
         UsageError: It is none that is exported; or the logits are not Gaussian, because the head has hidden layers, or
             too many for their covariance to be any gain.
     """
-    if sampling not in (LATENT, LOGIT):
-        raise UsageError(
-            f"there is nothing to export for sampling {sampling!r}",
-            f"choose {LATENT} or {LOGIT}; with {LOGIT} the bundle can sample deterministically too",
-        )
+    check_exported(sampling)
     if sampling == LATENT:
         return
     latent, fix = len(_linears(head)) - 1, f"leave --sampling out: {LATENT} sampling works with every head"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flss_edge.cli.bench_comparison import Target, refuse_invalid, show_comparison
+from flss_edge.cli.bench_comparison import Target, refuse_invalid, refuse_measuring, show_comparison
 from flss_edge.cli.options import (
     BundleArgument,
     EngineOption,
@@ -99,6 +99,23 @@ def bench(
 
     Times the deterministic network and classifiers, and prints their overhead with its 95 % interval.
     """
+    if compare is not None:
+        measuring = {
+            "BUNDLE": bundle,
+            "--engine": engine != "ort",
+            "--precision": precision != "fp32",
+            "--threads": threads,
+            "--no-strict": not strict,
+            "-n": num_samples is not None,
+            "--arms": arms is not None,
+            "--control": control,
+            "--frame": frame is not None,
+            "--batches": batches is not None,
+            "--profile": profile != "standard",
+            "--seed": seed,
+            "--assert-overhead": assert_overhead is not None,
+        }
+        refuse_measuring([name for name, given in measuring.items() if given])
     target = _target(form, output, overwrite, plot)
     if compare is not None:
         show_comparison(compare, target, allow_invalid)
@@ -208,7 +225,8 @@ def parse_size(text: str) -> tuple[int, int]:
         UsageError: it is no such size, or larger than 8192 either way.
     """
     width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 1 <= int(width) <= 8192 and 1 <= int(height) <= 8192):
+    digits = (width + height).isascii() and width.isdecimal() and height.isdecimal()
+    if not (digits and 1 <= int(width) <= 8192 and 1 <= int(height) <= 8192):
         raise UsageError(f"--frame {text!r} is no size of a camera frame", "write for example --frame 640x480")
     return int(width), int(height)
 
@@ -222,7 +240,7 @@ def parse_batches(text: str) -> tuple[int, ...]:
     if text == "none":
         return ()
     sizes = text.split(",")
-    if not all(size.isdecimal() and 1 <= int(size) <= 4096 for size in sizes):
+    if not all(size.isascii() and size.isdecimal() and 1 <= int(size) <= 4096 for size in sizes):
         raise UsageError(f"--batches {text!r} are no batch sizes", "write for example --batches 1,8,32, or none")
     return tuple(dict.fromkeys(int(size) for size in sizes))
 

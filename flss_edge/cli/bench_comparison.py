@@ -33,6 +33,22 @@ class Target:
     picture: Path | None
 
 
+def refuse_measuring(given: list[str]) -> None:
+    """Refuse what a comparison would ignore: who asserts a limit on it must not believe that it held.
+
+    Args:
+        given: options of the measurement that were given, and BUNDLE.
+
+    Raises:
+        UsageError: there are any.
+    """
+    if given:
+        raise UsageError(
+            f"--compare measures nothing, so it takes no {', '.join(given)}",
+            "leave it out, or give it to the benchmarks themselves",
+        )
+
+
 def show_comparison(paths: tuple[Path, Path], target: Target, allow_invalid: bool) -> None:
     """Compare two results and print the table.
 

@@ -80,9 +80,11 @@ def export(
     from flss_edge.data import load_images
     from flss_export.exporter import export_bundle
     from flss_export.precision import parse_precisions
+    from flss_export.sampling_graphs import check_exported
     from flss_runtime.images import InputSpec
 
     precisions = parse_precisions(precision)
+    check_exported(sampling)  # whether the head allows it is known once the checkpoint is read
     if "int8" in precisions and data is None:
         raise UsageError("int8 needs real images to find its ranges on", f"flss-edge export {checkpoint} --data DATA")
     with progress() as report:

@@ -110,14 +110,16 @@ def _verified(bundle: Bundle, verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _told(bundle: Bundle, verdict: dict[str, Any]) -> str:
+    from flss_runtime.logit_gaussian import logit_min_votes
+
     facts = verdict.get("facts", {})
     parts = [f"{verdict.get('verdict')}: {facts.get('library')} on {facts.get('device')}"]
     for test in verdict.get("flips", ()):
         parts.append(f"{test['flips']} {test['kind']} flips of {test['images']} (at most {test['bound']:.2%})")
     parts.append(f"budget {verdict.get('budget', 0):.2%}")
     entry = bundle.calibration() or {}
-    then = verdict.get("min_votes"), verdict.get("min_confidence")
-    if then != (entry.get("min_votes"), entry.get("gate", {}).get("min_confidence")):
+    now = entry.get("min_votes"), entry.get("gate", {}).get("min_confidence"), logit_min_votes(bundle)
+    if now != (verdict.get("min_votes"), verdict.get("min_confidence"), verdict.get("logit_min_votes")):
         parts.append("under another calibration: prepare again")
     return ", ".join(parts)
 

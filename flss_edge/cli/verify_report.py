@@ -30,10 +30,11 @@ Row = dict[str, Cell]
 def rows_of(report: EquivalenceReport) -> list[Row]:
     """Return one row a check, in the order of the replays; what is not judged has an empty verdict."""
     rows: list[Row] = []
-    for comparison in (report.golden, report.reference, report.data, report.fused_golden, report.fused, report.logit):
+    further = (report.fused_golden, report.fused, report.logit, report.logit_votes)
+    for comparison in (report.golden, report.reference, report.data, *further):
         if comparison is not None:
             rows += _numbers(comparison)
-        if comparison is not None and comparison in (report.reference, report.data, report.fused):
+        if comparison is not None and comparison in (report.reference, report.data, report.fused, report.logit_votes):
             rows += _flips(comparison, report)  # the four golden images say nothing about rates
     if report.other_noise is not None:
         rows += _flips(report.other_noise, report)
@@ -85,7 +86,7 @@ def _votes(comparison: Comparison) -> Iterator[Row]:
 
 
 def _flips(comparison: Comparison, report: EquivalenceReport) -> Iterator[Row]:
-    judged = comparison in (report.judged, report.fused)
+    judged = comparison in (report.judged, report.fused, report.logit_votes)
     for test in comparison.flip_tests(report.budget):
         yield _row(
             comparison.name,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flss_runtime.bundle import Bundle
+from flss_runtime.decision import check_num_samples
 from flss_runtime.errors import UsageError
 from flss_runtime.sampling import DETERMINISTIC, LATENT, LOGIT
 
@@ -52,14 +53,15 @@ def parse_arm(text: str) -> ArmName:
     """Read an arm's name.
 
     Raises:
-        UsageError: there is no such arm.
+        UsageError: there is no such arm, or so many samples cannot vote.
     """
     if text in (BASELINE, CONTROL):
         return ArmName(text, None, None, None)
-    found = re.fullmatch(r"n([1-9][0-9]{0,6})(?:-([a-z-]+))?", text)
+    found = re.fullmatch(r"n([1-9][0-9]{0,17})(?:-([a-z-]+))?", text)
     if found is None or (found[2] or "") not in _WAYS:
         ways = ", ".join(smoothed_name(100, way) for way in _WAYS)
         raise UsageError(f"there is no arm {text!r}", f"arms are {CONTROL}, and of any number of samples: {ways}")
+    check_num_samples(int(found[1]))
     sampling, fused = _WAYS[found[2] or ""]
     return ArmName(text, int(found[1]), sampling, fused)
 
@@ -74,6 +76,20 @@ def check_arms(names: Iterable[str]) -> list[str]:
     if all(name == CONTROL for name in wanted):
         raise UsageError("there is no classifier to compare with the baseline", "name at least one, such as n100")
     return wanted
+
+
+def require_graphs(bundle: Bundle, names: Iterable[str], precision: str) -> None:
+    """Refuse arms that the bundle has no graph for.
+
+    Raises:
+        BundleError: it lacks a graph that one of them needs.
+        EngineUnavailable: it has the graph in another precision only.
+    """
+    for arm in map(parse_arm, names):
+        if arm.sampling in (LOGIT, DETERMINISTIC):
+            bundle.graph("logit", precision)
+        elif arm.fused:
+            bundle.graph("fused", precision)
 
 
 def all_arms(bundle: Bundle, num_samples: int, precision: str = "fp32") -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,18 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Stop before any work is done for an output that may not be written.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is false, or there is no folder to put it in.
+        OutputError: `path` exists and `overwrite` is false, or there is no folder to put it in, or none that takes
+            files.
     """
+    _refuse_taken(path, overwrite)
+    with _as_output_error(path, Path(path)):
+        try:
+            tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
+        except OSError as error:  # names the file that was tried, which nobody asked for
+            raise OSError(error.errno, error.strerror) from error
+
+
+def _refuse_taken(path: str | Path, overwrite: bool) -> None:
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise OutputError(
@@ -48,7 +59,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True, mode: int = 0o666)
     Raises:
         OutputError: The target exists and may not be replaced, is no regular file, or cannot be written.
     """
-    refuse_existing(path, overwrite)
+    _refuse_taken(path, overwrite)
     target = Path(os.path.realpath(path))
     if os.path.exists(target) and not os.path.isfile(target):
         # Renaming over /dev/null would replace the device.
@@ -151,7 +162,7 @@ def _check_replaceable(path: str | Path, target: Path, overwrite: bool) -> None:
             "choose another output, or remove that directory yourself",
         )
     if names:
-        refuse_existing(target, overwrite)
+        _refuse_taken(target, overwrite)
 
 
 def _swap_in(temporary: Path, target: Path) -> None:
@@ -173,9 +184,9 @@ def _move_without_replacing(temporary: Path, target: Path, path: str | Path) -> 
     try:
         os.link(temporary, target)  # unlike a rename, fails where somebody was faster
     except FileExistsError:
-        refuse_existing(path, overwrite=False)
+        _refuse_taken(path, overwrite=False)
     except OSError:  # a file system without hard links
-        refuse_existing(path, overwrite=False)
+        _refuse_taken(path, overwrite=False)
         os.replace(temporary, target)
 
 

@@ -24,11 +24,14 @@ class Batches:
     Args:
         input: What the encoder takes.
         noise_bytes: Noise that an image of a batch needs.
+
+    Attributes:
+        frame: The array (1, 3, H, W) float32 that every batch of one comes in.
     """
 
     def __init__(self, input: InputSpec, noise_bytes: int) -> None:
         self.input = input
-        self._one_image = np.empty((1, 3, input.height, input.width), np.float32)
+        self.frame = np.empty((1, 3, input.height, input.width), np.float32)
         self._noise_bytes = noise_bytes
 
     def checked(self, images: Images) -> tuple[Sequence[Any], list[str]]:
@@ -55,7 +58,7 @@ class Batches:
 
     def of_valid(self, frames: Sequence[npt.NDArray[Any]]) -> Iterator[FloatArray]:
         """Yield batches (B, 3, H, W) float32 of valid images."""
-        size = max(1, min(MAX_BATCH, _CHUNK_BYTES // self._noise_bytes, MAX_INPUT_BYTES // self._one_image.nbytes))
+        size = max(1, min(MAX_BATCH, _CHUNK_BYTES // self._noise_bytes, MAX_INPUT_BYTES // self.frame.nbytes))
         for start in range(0, len(frames), size):
             yield self.stack(frames[start : start + size])
 
@@ -63,10 +66,10 @@ class Batches:
         """Return valid images as one batch (B, 3, H, W) float32, for one image without allocating."""
         if len(frames) == 1:
             if frames[0].dtype == np.uint8:
-                return to_nchw(frames[0][None], self._one_image)
-            np.copyto(self._one_image[0], frames[0])  # a graph is bound to this array, not to the caller's
-            return self._one_image
-        batch = np.empty((len(frames), *self._one_image.shape[1:]), np.float32)
+                return to_nchw(frames[0][None], self.frame)
+            np.copyto(self.frame[0], frames[0])  # a graph is bound to this array, not to the caller's
+            return self.frame
+        batch = np.empty((len(frames), *self.frame.shape[1:]), np.float32)
         for row, image in enumerate(frames):
             if image.dtype == np.uint8:
                 to_nchw(image[None], batch[row : row + 1])

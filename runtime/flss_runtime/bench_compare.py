@@ -15,6 +15,7 @@ from flss_runtime.errors import DataError, UsageError
 from flss_runtime.validity import Flag, flag
 
 _RESAMPLES = 10_000
+_LEAST_MS, _MOST_MS = 1e-9, 1e12  # of a frame: within it no ratio overflows
 # May differ: comparing them is what a comparison is for. They are named all the same.
 _MAY_DIFFER = ("engine", "threads", "profile")
 
@@ -28,14 +29,53 @@ def read_benchmark(path: Path) -> dict[str, Any]:
     fix = "pass a file written by flss-edge bench -o"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error})", fix) from error
+    wrong = _wrong(result)
+    if wrong:
+        raise DataError(f"{path} is not the result of a benchmark: {wrong}", fix)
+    found: dict[str, Any] = result
+    return found
+
+
+def _wrong(result: Any) -> str:
+    """Return what `compare` and its neighbours could not read, empty if they can."""
     parts = ("environment", "artifact", "config", "results", "validity")
     if not isinstance(result, dict) or any(not isinstance(result.get(part), dict) for part in parts):
-        raise DataError(f"{path} is not the result of a benchmark", fix)
-    if not all("block_medians_ms" in arm for arm in result["results"].get("arms", [{}])):
-        raise DataError(f"{path} is not the result of a benchmark", fix)
-    return result
+        return f"it lacks one of {', '.join(parts)}"
+    if result.get("schema_version") != 1:
+        return f"its schema_version is {result.get('schema_version')}, not 1"
+    if not isinstance(result["environment"].get("packages", {}), dict):
+        return "environment.packages is no object"
+    flags = result["validity"].get("flags")
+    if not isinstance(flags, list) or not all(map(_is_flag, flags)):
+        return "validity.flags is no list of name and detail"
+    arms = result["results"].get("arms")
+    if not isinstance(arms, list) or not all(
+        isinstance(arm, dict) and isinstance(arm.get("name"), str) for arm in arms
+    ):
+        return "results.arms is no list of named arms"
+    if len({arm["name"] for arm in arms}) < len(arms):
+        return "an arm is there twice"
+    shapes = {_shape(arm.get("block_medians_ms")) for arm in arms}
+    return (
+        "" if len(shapes) == 1 and None not in shapes else "block_medians_ms are not as many times above 0 in each arm"
+    )
+
+
+def _is_flag(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("name"), str) and isinstance(item.get("detail"), str)
+
+
+def _shape(medians: Any) -> tuple[int, int] | None:
+    """Return (processes, blocks) of milliseconds, None of anything else."""
+    if not isinstance(medians, list) or not all(isinstance(row, list) for row in medians):
+        return None
+    times = [time for row in medians for time in row]
+    if not times or len({len(row) for row in medians}) > 1:
+        return None
+    plain = all(type(time) in (int, float) and _LEAST_MS <= time <= _MOST_MS for time in times)
+    return (len(medians), len(medians[0])) if plain else None
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 0) -> list[dict[str, Any]]:

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flss_runtime import validity as checks
-from flss_runtime.arm_names import BASELINE, all_arms, check_arms, primary_arm
+from flss_runtime.arm_names import BASELINE, all_arms, check_arms, primary_arm, require_graphs
 from flss_runtime.bench_process import Progress, run_processes
 from flss_runtime.bench_results import assemble, stream_latencies
 from flss_runtime.bundle import Bundle, load_bundle
+from flss_runtime.decision import check_num_samples
 from flss_runtime.engines import AUTO
 from flss_runtime.engines.auto import choose_engine
 from flss_runtime.engines.cores import physical_cores
@@ -171,9 +172,9 @@ def _chosen(bundle: Bundle, precision: str, threads: int | None) -> str:
 
 def _arms(bundle: Bundle, num_samples: int | None, arms: Sequence[str] | None, precision: str) -> dict[str, Any]:
     samples = bundle.num_samples if num_samples is None else num_samples
-    if samples < 1:
-        raise UsageError(f"the number of samples is {samples}", "pass at least 1, such as -n 100")
+    check_num_samples(samples)
     names = check_arms(all_arms(bundle, samples, precision) if arms is None else arms)
+    require_graphs(bundle, names, precision)
     return {"arms": names, "primary": primary_arm(names, samples)}
 
 

@@ -16,7 +16,7 @@ from flss_runtime.sampling import LATENT, check_sampling
 _log = logging.getLogger("flss_runtime")
 
 # Devices on the host, where a second call costs what a fused graph saves; TensorRT makes one of the two by itself.
-_GAIN_BY_FUSING = (AUTO, "ort", "openvino")
+_GAIN_BY_FUSING = ("ort", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def open_bundle_engines(
 
     Args:
         bundle: Where the graphs are.
-        engine: As for `open_engine`; "auto" measures the network, and takes the same engine for the other graphs.
+        engine: As for `open_engine`; "auto" measures the encoder, and takes the same engine for the other graphs.
         precision: Of network and gate. The head stays in float32, which costs next to nothing, unless the engine cannot
             build it: TensorRT on Turing has no float32 matrix product, and takes the head in fp16 too.
         sampling: One of `sampling.SAMPLINGS`.
@@ -68,12 +68,14 @@ def open_bundle_engines(
         UsageError: There is no such engine, precision or sampling, or a fused graph was asked for without latents.
     """
     refuse_precision(engine, precision)
-    role = _network_role(bundle, engine, precision, sampling, fused)
-    graph = bundle.graph(role, precision)
+    check_sampling(sampling)
     if engine == AUTO:
         from flss_runtime.engines.auto import choose_engine
 
-        engine = choose_engine(graph, threads=threads, precision=precision)
+        # Always by the encoder, so that every command on a bundle takes the same engine.
+        engine = choose_engine(bundle.graph("encoder", precision), threads=threads, precision=precision)
+    role = _network_role(bundle, engine, precision, sampling, fused)
+    graph = bundle.graph(role, precision)
     options: dict[str, Any] = {"threads": threads, "strict": strict}
     with ExitStack() as opened:
         engines = {role: opened.enter_context(open_engine(graph, engine, **options))}
@@ -90,7 +92,6 @@ def open_bundle_engines(
 
 def _network_role(bundle: Bundle, engine: str, precision: str, sampling: str, fused: bool | None) -> str:
     """Return the graph that takes the images: encoder, fused or logit."""
-    check_sampling(sampling)
     if sampling != LATENT:
         if fused:
             raise UsageError(f"a fused graph is for latent sampling, not for {sampling}", "leave fused out")

@@ -68,6 +68,7 @@ class SmoothedClassifier:
         self.input = input
         self.class_names = tuple(class_names)
         self._batches = Batches(input, 4 * policy.num_samples * max(sampler.noise_dim, len(class_names)))
+        sampler.frame = self._batches.frame
 
     @property
     def name(self) -> str:
@@ -256,7 +257,7 @@ def check_policy(policy: SmoothingPolicy, has_gate: bool) -> None:
 def _gate_logits(gate: Engine, pixels: FloatArray) -> FloatArray:
     logits: FloatArray = gate.run({"images": pixels})["logits"]
     if not np.isfinite(logits).all():
-        raise InferenceError("the gate gave class scores that are not finite", _NOT_FINITE)
+        raise InferenceError("the gate graph gave class scores that are not finite", _NOT_FINITE)
     return logits
 
 
@@ -267,4 +268,4 @@ def _check_finite(sampler: Sampler, logits: FloatArray) -> None:
     """
     if not math.isfinite(np.vdot(logits, logits)) and not np.isfinite(logits).all():
         role = list(sampler.engines)[-1]
-        raise InferenceError(f"the {role} gave class scores that are not finite", _NOT_FINITE)
+        raise InferenceError(f"the {role} graph gave class scores that are not finite", _NOT_FINITE)

@@ -20,10 +20,10 @@ def check_pair(encoder: Engine, head: Engine, num_classes: int) -> None:
     """Check that two graphs are an encoder and its head.
 
     Raises:
-        BundleError: Names of inputs or outputs, latent size or number of classes do not fit.
+        BundleError: Names of inputs or outputs, types, latent size or number of classes do not fit.
     """
-    check_names("encoder", encoder.inputs, encoder.outputs)
-    check_names("head", head.inputs, head.outputs)
+    _check_tensors("encoder", encoder)
+    _check_tensors("head", head)
     _check_size("latent dimensions", encoder.outputs["mean"].shape[-1], head.inputs["mean"].shape[-1])
     _check_size("classes", head.outputs["logits"].shape[-1], num_classes)
 
@@ -32,9 +32,9 @@ def check_gate(gate: Engine, num_classes: int) -> None:
     """Check that a graph is the gate of a classifier of so many classes.
 
     Raises:
-        BundleError: Names of inputs or outputs, or the number of classes, do not fit.
+        BundleError: Names of inputs or outputs, types, or the number of classes, do not fit.
     """
-    check_names("gate", gate.inputs, gate.outputs)
+    _check_tensors("gate", gate)
     _check_size("classes", gate.outputs["logits"].shape[-1], num_classes)
 
 
@@ -42,9 +42,9 @@ def check_fused(fused: Engine, latent_dim: int, num_classes: int) -> None:
     """Check that a graph is an encoder and its head in one.
 
     Raises:
-        BundleError: Names of inputs or outputs, latent size or number of classes do not fit.
+        BundleError: Names of inputs or outputs, types, latent size or number of classes do not fit.
     """
-    check_names("fused", fused.inputs, fused.outputs)
+    _check_tensors("fused", fused)
     _check_size("latent dimensions", fused.inputs["noise"].shape[-1], latent_dim)
     for output in ("logits", "mean_logits"):
         _check_size("classes", fused.outputs[output].shape[-1], num_classes)
@@ -54,9 +54,9 @@ def check_logit(logit: Engine, num_classes: int) -> None:
     """Check that a graph gives the Gaussian of so many logits.
 
     Raises:
-        BundleError: Names of inputs or outputs, or the number of classes, do not fit.
+        BundleError: Names of inputs or outputs, types, or the number of classes, do not fit.
     """
-    check_names("logit", logit.inputs, logit.outputs)
+    _check_tensors("logit", logit)
     for size in (logit.outputs["mean_logits"].shape[-1], *logit.outputs["covariance"].shape[1:]):
         _check_size("classes", size, num_classes)
 
@@ -79,6 +79,17 @@ def check_names(role: str, inputs: Collection[str], outputs: Collection[str]) ->
             f"expected {sorted(expected[0])} to {sorted(expected[1])}",
             "export the bundle again with this version of flss-edge",
         )
+
+
+def _check_tensors(role: str, graph: Engine) -> None:
+    check_names(role, graph.inputs, graph.outputs)
+    for name, found in graph.outputs.items():
+        expected = "int64" if name == "choices" else "float32"
+        if found.dtype != expected:
+            raise BundleError(
+                f"the {role} graph gives {name} in {found.dtype}; expected {expected}",
+                "export the bundle again with this version of flss-edge",
+            )
 
 
 def _check_size(what: str, first: int | str, second: int | str) -> None:

@@ -17,6 +17,10 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
+# The method uses 100. What is far above is a slip of the hand, and would end in a MemoryError or in hours of silence.
+MAX_SAMPLES = 1_000_000
+
+
 class Status(str, Enum):
     """Why a decision carries a label, or why it carries none."""
 
@@ -31,12 +35,30 @@ class Status(str, Enum):
         return self.value
 
 
+def check_num_samples(num_samples: int) -> None:
+    """Refuse a number of samples that cannot vote.
+
+    Raises:
+        UsageError: N is below 1 or above `MAX_SAMPLES`.
+    """
+    if num_samples < 1:
+        raise UsageError(
+            f"num_samples is {num_samples}; at least one latent sample has to vote",
+            "pass a number of samples >= 1 (the method uses 100)",
+        )
+    if num_samples > MAX_SAMPLES:
+        raise UsageError(
+            f"num_samples is {num_samples}; at most {MAX_SAMPLES:,} latent samples vote on an image",
+            f"pass a number of samples <= {MAX_SAMPLES} (the method uses 100)",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class SmoothingPolicy:
     """How many latent samples vote, how wide they spread, and how many votes an answer needs.
 
     Args:
-        num_samples: Latent samples an image, N >= 1.
+        num_samples: Latent samples an image, 1 <= N <= 1,000,000.
         noise_scale: Factor on the encoder's standard deviation, finite and >= 0; 0 is the plain mean path.
         min_votes: An image is accepted iff its top class has at least this many of the N votes; 0 accepts everything.
         min_confidence: Of a cascade: where the gate is at least this confident, in [0, 1], no vote is asked; None where
@@ -52,11 +74,7 @@ class SmoothingPolicy:
     min_confidence: float | None = None
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UsageError(
-                f"num_samples is {self.num_samples}; at least one latent sample has to vote",
-                "pass a number of samples >= 1 (the method uses 100)",
-            )
+        check_num_samples(self.num_samples)
         if not math.isfinite(self.noise_scale) or self.noise_scale < 0:
             raise UsageError(
                 f"noise_scale is {self.noise_scale}; it multiplies a standard deviation and has to be finite and >= 0",

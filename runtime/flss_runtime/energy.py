@@ -32,7 +32,11 @@ class EnergyCounter(Protocol):
     boundary: str
 
     def joules(self) -> float:
-        """Return the energy so far; only differences mean something."""
+        """Return the energy so far; only differences mean something.
+
+        Raises:
+            OSError: it cannot be read any more.
+        """
         ...
 
 
@@ -82,7 +86,10 @@ class NvmlCounter:
 
     def joules(self) -> float:
         """Return the energy so far; the counter moves some ten times a second."""
-        return self._device.energy_j() or 0.0
+        found = self._device.energy_j()
+        if found is None:
+            raise OSError("the driver does not count any more")
+        return found
 
 
 class RailCounter:
@@ -101,6 +108,7 @@ class RailCounter:
             raise OSError("no power monitor")
         self.boundary = f"rails {', '.join(rails)}"
         self._root, self._sum, self._at, self._watts = root, 0.0, time.perf_counter(), sum(rails.values())
+        self._lost = False
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="power-rails", daemon=True)
         self._thread.start()
@@ -108,6 +116,8 @@ class RailCounter:
     def joules(self) -> float:
         """Return the energy so far."""
         self._add()
+        if self._lost:
+            raise OSError("the power monitor is gone")
         return self._sum
 
     def close(self) -> None:
@@ -121,7 +131,9 @@ class RailCounter:
 
     def _add(self) -> None:
         with self._lock:
-            watts, now = sum((jetson.power_rails(self._root) or {}).values()), time.perf_counter()
+            rails = jetson.power_rails(self._root) or {}
+            self._lost |= not rails
+            watts, now = sum(rails.values()), time.perf_counter()
             self._sum += (self._watts + watts) / 2 * (now - self._at)  # trapezium
             self._watts, self._at = watts, now
 
@@ -161,7 +173,8 @@ def measure_energy(
 
     Returns:
         One row a counter: `counter`, `boundary`, `idle_w`, and `arms`: `arm`, `frames`, `seconds`,
-        `joules_per_frame` (the idle power included), `watts`, `p50_ms` of these same frames.
+        `joules_per_frame` (the idle power included), `watts`, `p50_ms` of these same frames. A counter that could not
+        be read every time has no row.
     """
     if not counters:
         return []
@@ -195,8 +208,17 @@ def measure_energy(
             ],
         }
         for index, counter in enumerate(counters)
+        if np.isfinite([idle[index], *(spent_there[index] for spent_there in joules.values())]).all()
     ]
 
 
 def _read(counters: Sequence[EnergyCounter]) -> Any:
-    return np.array([counter.joules() for counter in counters])
+    """Return the joules of each counter so far, NaN of one that fails: every difference from it is NaN as well."""
+
+    def joules(counter: EnergyCounter) -> float:
+        try:
+            return counter.joules()
+        except (OSError, ValueError):
+            return float("nan")
+
+    return np.array([joules(counter) for counter in counters])

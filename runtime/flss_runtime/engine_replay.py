@@ -17,6 +17,7 @@ from flss_runtime.comparison import REDUCED, Comparison, GateOutputs, Limits, Ou
 from flss_runtime.decision import IntArray, SmoothingPolicy, confidences
 from flss_runtime.errors import InferenceError
 from flss_runtime.images import FloatArray, to_nchw
+from flss_runtime.logit_gaussian import logit_min_votes
 from flss_runtime.noise import KeyedNoise
 
 Progress = Callable[[str, float], None]
@@ -70,7 +71,7 @@ class Replay:
         self.golden, self.reference = read_golden(bundle), read_reference(bundle)
         self.images = images
         self.attacked = attacked
-        self._progress: Progress = progress or (lambda phase, share: None)
+        self.progress: Progress = progress or (lambda phase, share: None)
 
     @property
     def policy(self) -> SmoothingPolicy:
@@ -83,6 +84,18 @@ class Replay:
         """Calibrated min_votes and min_confidence for that policy, each None where there is none."""
         return _thresholds(self.bundle, self.policy.num_samples, self.policy.noise_scale)
 
+    @property
+    def logit_min_votes(self) -> int | None:
+        """The same min_votes of deterministic sampling, else of logit sampling."""
+        return logit_min_votes(self.bundle, self.policy.num_samples, self.policy.noise_scale)
+
+    @property
+    def judged_images(self) -> npt.NDArray[np.uint8] | None:
+        """Images of one's own, else the reference images; None without either."""
+        if self.images is not None:
+            return self.images
+        return None if self.reference is None else self.reference.images
+
     def through(self, classifier: SmoothedClassifier, limits: Limits) -> Replayed:
         """Replay everything through one engine.
 
@@ -94,9 +107,13 @@ class Replay:
             DataError: An image does not fit the bundle.
             InferenceError: The engine failed, or gave what is no answer.
         """
-        golden = _replay_golden(self.bundle, self.golden, classifier, limits, self.real)
+        golden = self.on_golden(classifier, limits)
         reference, on_reference = self.on_reference(classifier, limits)
         return Replayed(golden, reference, self.on_data(classifier), self._attacked(classifier), on_reference)
+
+    def on_golden(self, classifier: SmoothedClassifier, limits: Limits) -> Comparison:
+        """Replay the golden images: against the stored tensors and votes."""
+        return _replay_golden(self.bundle, self.golden, classifier, limits, self.real)
 
     def on_reference(
         self, classifier: SmoothedClassifier, limits: Limits, name: str = "reference"
@@ -181,7 +198,7 @@ class Replay:
         votes, confidence, means = [], [], []
         for first in range(0, len(images), _SLICE):
             part = images[first : first + _SLICE]
-            self._progress(f"{classifier.name}: {phase}", first / len(images))
+            self.progress(f"{classifier.name}: {phase}", first / len(images))
             votes.append(count_votes(classifier.vote(part), self.bundle.num_classes))
             if classifier.gate is not None:
                 confidence.append(confidences(classifier.gate_logits(part)))

@@ -15,15 +15,13 @@ from flss_runtime.comparison import EXACT, REDUCED, Comparison, Limits, Outputs,
 from flss_runtime.engine_replay import Progress, Replay, Replayed
 from flss_runtime.engines.precision import NONE, UNKNOWN
 from flss_runtime.equivalence_report import EquivalenceReport
-from flss_runtime.errors import CheckFailed, EngineUnavailable, UsageError
+from flss_runtime.errors import EngineUnavailable, UsageError
 from flss_runtime.flips import BUDGET, FlipTest
 from flss_runtime.further_graphs import FUSED, FurtherGraphs, replay_further
+from flss_runtime.judge import JUDGE, check_judge, is_judge, open_judge
 from flss_runtime.opening import open_classifier
 from flss_runtime.precision_check import PrecisionCheck, check_precision
-
-JUDGE = "fp32 graphs on ort"
-_JUDGE_ENGINE, _JUDGE_PRECISION = "ort", "fp32"
-_JUDGE_RUNS = "ort", "CPUExecutionProvider"
+from flss_runtime.sampling import LOGIT
 
 
 def verify_bundle(
@@ -72,7 +70,7 @@ def verify_bundle(
     with open_classifier(bundle, engine, precision=precision, fused=False, **options) as classifier:
         facts = classifier.engine_facts()
         checked = check_precision(facts, precision, strict=strict)
-        judges_itself = _is_judge(facts, precision)
+        judges_itself = is_judge(facts, precision)
         if judges_itself and images is not None:
             raise UsageError(
                 f"images of your own are compared with the {JUDGE}, and these are what is to be examined",
@@ -99,15 +97,12 @@ def verify_bundle(
         fused_golden=further.fused_golden,
         fused=_compare_data(replay, judge, further.fused_data, limits, FUSED) or further.fused_reference,
         logit=further.logit,
+        logit_votes=further.logit_votes,
+        logit_min_votes=replay.logit_min_votes,
         other_noise=other_noise,
         notes=(*checked.notes, *_notes(replay, judges_itself)),
         unsure=checked.doubts,
     )
-
-
-def _is_judge(facts: Mapping[str, Any], precision: str) -> bool:
-    """Tell by what really runs, which a device that fell back to the CPU does not say in its name."""
-    return (facts["engine"].partition(":")[0], facts["device"], precision) == (*_JUDGE_RUNS, _JUDGE_PRECISION)
 
 
 def _limits(facts: Mapping[str, Any], precision: str) -> Limits:
@@ -121,20 +116,14 @@ def _judge(replay: Replay, options: Mapping[str, Any]) -> Replayed | None:
     if replay.images is None and replay.attacked is None:
         return None
     try:
-        opened = open_classifier(replay.bundle, _JUDGE_ENGINE, precision=_JUDGE_PRECISION, fused=False, **options)
-        with opened as classifier:
+        with open_judge(replay.bundle, options) as classifier:
             judge = replay.through(classifier, EXACT)
     except EngineUnavailable as error:
         raise EngineUnavailable(
             f"images of your own are compared with the {JUDGE}: {error.problem}",
             f"{error.fix}; or leave them out: the reference images need nothing but the engine",
         ) from error
-    failures = judge.golden.failures + (judge.reference.failures if judge.reference else ())
-    if failures:
-        raise CheckFailed(
-            f"the {JUDGE} cannot judge, because they do not decide as the checkpoint: {'; '.join(failures)}",
-            "export the bundle again, or install the onnxruntime it was exported with",
-        )
+    check_judge((judge.golden, judge.reference))
     return judge
 
 
@@ -188,9 +177,7 @@ def _notes(replay: Replay, judges_itself: bool) -> list[str]:
     elif not reference.real:
         synthetic = "the reference images are synthetic: they say nothing about changed decisions on real images"
         notes.append(f"{synthetic}; export with --data")
-    if replay.thresholds[0] is None:
-        samples = replay.policy.num_samples
-        notes.append(f"not calibrated for N = {samples}: there are no rejections that could change")
+    notes += _uncalibrated(replay)
     if replay.attacked is not None:
         notes.append(
             f"the engine examined is the {JUDGE}: on attacked images it has only itself to be compared with"
@@ -198,3 +185,17 @@ def _notes(replay: Replay, judges_itself: bool) -> list[str]:
             else "the attacked images were made against torch, none of them against this engine's own rounding"
         )
     return notes
+
+
+def _uncalibrated(replay: Replay) -> list[str]:
+    """Say for which sampling no rejections could be counted."""
+    samples, has_logit = replay.policy.num_samples, bool(replay.bundle.precisions(LOGIT))
+    latent, logit = replay.thresholds[0] is None, replay.logit_min_votes is None
+    if latent and (logit or not has_logit):
+        return [f"not calibrated for N = {samples}: there are no rejections that could change"]
+    if latent:
+        return [f"not calibrated for latent sampling with N = {samples}: only rejections of the others could change"]
+    if logit and has_logit:
+        both = "logit or deterministic sampling"
+        return [f"not calibrated for {both} with N = {samples}: only rejections of latent sampling could change"]
+    return []

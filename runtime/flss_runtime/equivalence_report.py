@@ -33,6 +33,10 @@ class EquivalenceReport:
         fused_golden: The fused graph's replay of golden.npz; this and the next are None where no such graph runs here.
         fused: Its replay of the judged images, whose changed decisions are held against the budget too.
         logit: The Gaussian that the logit graph gives for the golden images, against encoder and head.
+        logit_votes: What is decided by it on the judged images, against the float32 graphs on ONNX Runtime, at the
+            fixed points of deterministic sampling; held against the budget too. None where nothing runs it here, or no
+            images are judged.
+        logit_min_votes: Threshold that its rejections were counted with.
         other_noise: The engine beside itself under other noise, on up to 300 of the judged images: how often a decision
             changes from one look at an image to the next; None where no images were compared.
         notes: What a reader has to know to weigh the verdict.
@@ -53,6 +57,8 @@ class EquivalenceReport:
     fused_golden: Comparison | None = None
     fused: Comparison | None = None
     logit: Comparison | None = None
+    logit_votes: Comparison | None = None
+    logit_min_votes: int | None = None
     other_noise: Comparison | None = None
     notes: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
@@ -73,13 +79,16 @@ class EquivalenceReport:
     def flips(self) -> tuple[FlipTest, ...]:
         """Each kind of changed decision, judged; empty where no images were compared."""
         found = self.judged.flip_tests(self.budget) if self.judged else ()
-        again = self.fused.flip_tests(self.budget) if self.fused else ()
-        return (*found, *(replace(test, kind=f"fused {test.kind}") for test in again))
+        further = {"fused": self.fused, "logit": self.logit_votes}
+        again = {kind: part.flip_tests(self.budget) for kind, part in further.items() if part is not None}
+        named = (replace(test, kind=f"{kind} {test.kind}") for kind, tests in again.items() for test in tests)
+        return (*found, *named)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """What exceeds a limit or the budget, in words."""
-        parts = (self.golden, self.reference, self.data, self.adversarial, self.fused_golden, self.fused, self.logit)
+        further = (self.fused_golden, self.fused, self.logit, self.logit_votes)
+        parts = (self.golden, self.reference, self.data, self.adversarial, *further)
         failures = [failure for part in parts if part is not None for failure in part.failures]
         return (*failures, *(str(test) for test in self.flips if test.verdict is Verdict.FAILED))
 
@@ -115,6 +124,7 @@ class EquivalenceReport:
             "budget": self.budget,
             "min_votes": self.thresholds[0],
             "min_confidence": self.thresholds[1],
+            "logit_min_votes": self.logit_min_votes,
             "flips": [test.to_json() for test in self.flips],
             "golden": self.golden.to_json(),
             "reference": self.reference.to_json() if self.reference else None,
@@ -123,6 +133,7 @@ class EquivalenceReport:
             "fused_golden": self.fused_golden.to_json() if self.fused_golden else None,
             "fused": self.fused.to_json() if self.fused else None,
             "logit": self.logit.to_json() if self.logit else None,
+            "logit_votes": self.logit_votes.to_json() if self.logit_votes else None,
             "other_noise": self.other_noise.to_json() if self.other_noise else None,
             "failures": list(self.failures),
             "doubts": list(self.doubts),

@@ -30,7 +30,7 @@ class FlipTest:
     """One kind of changed decision, judged.
 
     Args:
-        kind: "class", "rejection" or "gate", with "fused " before it where the fused graph was judged.
+        kind: "class", "rejection" or "gate", with "fused " or "logit " before it where that graph was judged.
         flips: Images whose decision changed.
         images: Images that were compared, >= 1.
         budget: Rate of changed decisions that is allowed, from LEAST_BUDGET to below 1.

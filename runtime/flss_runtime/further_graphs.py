@@ -2,25 +2,29 @@
 
 The fused graph has to vote as the trainer's framework did, under the same noise. The Gaussian that the logit graph
 gives is compared with the one of the encoder's mean and std through the head, in the same engine and precision: all
-that may come between the two is another choice of kernels.
+that may come between the two is another choice of kernels. What is decided by it is compared with what is decided by
+the Gaussian of the float32 encoder and head, at fixed points, so that nothing but the graphs makes a difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flss_runtime.classifier import SmoothedClassifier
-from flss_runtime.comparison import EXACT, Comparison, Limits, Outputs, compare, count_votes, relative
+from flss_runtime.comparison import EXACT, REDUCED, Comparison, Limits, Outputs, compare, count_votes, relative
 from flss_runtime.contract import check_logit
 from flss_runtime.engine_replay import Replay, golden_votes
 from flss_runtime.engines import Engine, Tensors, open_engine
-from flss_runtime.errors import GraphNotSupported
-from flss_runtime.images import FloatArray, to_nchw
+from flss_runtime.errors import EngineUnavailable, GraphNotSupported
+from flss_runtime.images import to_nchw
+from flss_runtime.judge import JUDGE, check_judge, is_judge, open_judge
+from flss_runtime.logit_gaussian import Gaussian, TwoGraphs, votes_at_points
 from flss_runtime.logit_sampling import LogitSampling
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
@@ -30,7 +34,6 @@ FUSED = "fused"
 # Two choices of kernels round a network of 16 or 8 bits differently, here and there by a step. What comes of that is
 # far below 1 % of the largest value, and another network's graph, or another layer's, far above.
 SAME_PRECISION = Limits(tensor=1e-2, vote_change=None, clear_flips=None)
-_ROWS = 100  # of the unit matrix in one call of the head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +46,7 @@ class FurtherGraphs:
         fused_reference: The same on the reference images; None where there are images of one's own.
         fused_data: Its outputs for these.
         logit: The logit graph on the golden images, against encoder and head.
+        logit_votes: What is decided by it on the images that are judged, against the judge's encoder and head.
         notes: What could not be replayed, in words.
     """
 
@@ -51,6 +55,7 @@ class FurtherGraphs:
     fused_reference: Comparison | None = None
     fused_data: Outputs | None = None
     logit: Comparison | None = None
+    logit_votes: Comparison | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -68,6 +73,7 @@ def replay_further(
 
     Raises:
         BundleError: A graph is none of its role.
+        CheckFailed: The float32 graphs on ONNX Runtime do not pass and so cannot judge.
         EngineUnavailable: The engine cannot run one.
         InferenceError: The engine failed while running.
     """
@@ -85,7 +91,9 @@ def replay_further(
         with opened_logit as logit:
             check_logit(logit, bundle.num_classes)
             compared = _replay_logit(replay, classifier, logit, EXACT if limits == EXACT else SAME_PRECISION)
-            found = replace(found, logit=compared, precision={**found.precision, LOGIT: logit.precision()})
+            votes, notes = _judge_logit(replay, classifier, logit, precision, options)
+            ran = {**found.precision, LOGIT: logit.precision()}
+            found = replace(found, logit=compared, logit_votes=votes, precision=ran, notes=notes)
     return found
 
 
@@ -96,7 +104,7 @@ def _replay_fused(
     pixels, scale = to_nchw(golden.images), np.array([golden.noise_scale], np.float32)
     outputs = fused.run({"images": pixels, "noise": golden.noise, "noise_scale": scale})
     classes = replay.bundle.num_classes
-    expected = {"logits": golden.logits, "mean_logits": _TwoGraphs(classifier, pixels).mean_logits()}
+    expected = {"logits": golden.logits, "mean_logits": TwoGraphs(classifier.sampler.engines, pixels).mean_logits()}
     compared = compare(
         Outputs(count_votes(golden.choices, classes), expected),
         Outputs(golden_votes(FUSED, outputs["choices"], golden, classes), outputs),
@@ -111,8 +119,8 @@ def _replay_fused(
 def _replay_logit(replay: Replay, classifier: SmoothedClassifier, logit: Engine, limits: Limits) -> Comparison:
     golden = replay.golden
     pixels = to_nchw(golden.images)
-    graphs, found = _TwoGraphs(classifier, pixels), logit.run({"images": pixels})
-    expected: Tensors = {"mean_logits": graphs.mean_logits(), "covariance": graphs.covariance()}
+    found = logit.run({"images": pixels})
+    expected: Tensors = TwoGraphs(classifier.sampler.engines, pixels).gaussian()
     samples, classes = golden.choices.shape[1], replay.bundle.num_classes
     noise = SeededNoise(0).take(len(pixels), samples, classes)
 
@@ -126,35 +134,40 @@ def _replay_logit(replay: Replay, classifier: SmoothedClassifier, logit: Engine,
     return compare(reference, candidate, name=LOGIT, real=replay.real, limits=limits)
 
 
-class _TwoGraphs:
-    """What encoder and head say of the logits' Gaussian for some images."""
+def _judge_logit(
+    replay: Replay,
+    classifier: SmoothedClassifier,
+    logit: Engine,
+    precision: str,
+    options: Mapping[str, Any],
+) -> tuple[Comparison | None, tuple[str, ...]]:
+    """Compare the votes at the fixed points on the images that are judged; with what a reader has to know of it."""
+    images, notes = replay.judged_images, tuple[str, ...]()
+    if images is None:
+        return None, notes
+    progress = partial(replay.progress, f"{classifier.name}: logit votes")
 
-    def __init__(self, classifier: SmoothedClassifier, pixels: FloatArray) -> None:
-        encoder, self._head = (classifier.sampler.engines[role] for role in ("encoder", "head"))
-        self._latent = encoder.run({"images": pixels})
+    def votes(gaussian: Gaussian) -> Outputs:
+        return votes_at_points(replay.bundle, gaussian, images, replay.policy, progress)
 
-    def mean_logits(self) -> FloatArray:
-        """Return the logits of the mean, (B, K)."""
-        return self._logits(self._latent["mean"], self._still)[:, 0]
-
-    def covariance(self) -> npt.NDArray[np.float64]:
-        """Return the covariance (B, K, K) that a linear head makes of the standard deviations.
-
-        The unit matrix in place of noise gives what each latent dimension adds, std_d W_d, for which nobody has to read
-        the weights out of an ONNX file. The mean stays out of it: rounding beside its logits would show.
-        """
-        nothing = np.zeros_like(self._latent["mean"])
-        unit = np.eye(nothing.shape[1], dtype=np.float32)[None]
-        rows = [self._logits(nothing, unit[:, first : first + _ROWS]) for first in range(0, unit.shape[1], _ROWS)]
-        added = np.concatenate(rows, axis=1).astype(np.float64) - self._logits(nothing, self._still)  # (B, D, K)
-        product: npt.NDArray[np.float64] = added.transpose(0, 2, 1) @ added
-        return product
-
-    @property
-    def _still(self) -> FloatArray:
-        return np.zeros((1, 1, self._latent["mean"].shape[1]), np.float32)
-
-    def _logits(self, mean: FloatArray, noise: FloatArray) -> FloatArray:
-        tensors = {"mean": mean, "std": self._latent["std"], "noise": noise, "noise_scale": np.ones(1, np.float32)}
-        logits: FloatArray = self._head.run(tensors)["logits"]
-        return logits
+    with ExitStack() as stack:
+        judge = classifier
+        if not is_judge(classifier.engine_facts(), precision):
+            try:
+                judge = stack.enter_context(open_judge(replay.bundle, options))
+                check_judge([replay.on_golden(judge, EXACT)])
+            except EngineUnavailable as error:
+                engine = f"encoder and head on the same engine, for lack of the {JUDGE} ({error.problem})"
+                notes = (f"the votes of the {LOGIT} graph were compared with those of {engine}",)
+        expected = votes(lambda pixels: TwoGraphs(judge.sampler.engines, pixels).gaussian())
+    found = votes(lambda pixels: logit.run({"images": pixels}))
+    theirs, ours = relative(expected.tensors["covariance"], found.tensors["covariance"])
+    compared = compare(
+        replace(expected, tensors={**expected.tensors, "covariance": theirs}),
+        replace(found, tensors={**found.tensors, "covariance": ours}),
+        min_votes=replay.logit_min_votes,
+        name="logit votes",
+        real=replay.images is not None or replay.real,
+        limits=REDUCED,  # points go to classes by falling means: rounding of a near tie moves several votes
+    )
+    return compared, notes

@@ -14,6 +14,7 @@ from flss_runtime.errors import InferenceError
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+FactorArray = npt.NDArray[np.float64]
 Order = npt.NDArray[np.intp]
 
 MAX_CLASSES = 32  # beyond, the K x K factor costs more than the head that it replaces
@@ -101,7 +102,7 @@ class LogitSampling:
         self._diagonal = np.einsum("bkk->bk", self._matrix)  # a view
         self._images = np.arange(batch)[:, None]
 
-    def _root(self, covariance: FloatArray, order: Order | None) -> npt.NDArray[np.float64]:
+    def _root(self, covariance: FloatArray, order: Order | None) -> FactorArray:
         """Return A (B, K, K), its rows in the order of the classes."""
         if order is None:
             return self._lower(covariance)
@@ -110,16 +111,31 @@ class LogitSampling:
         self._matrix[images, order] = lower
         return self._matrix
 
-    def _lower(self, covariance: FloatArray) -> npt.NDArray[np.float64]:
-        """Return the Cholesky factor (B, K, K); float64, because float32 would lose the small pivots."""
-        for jitter in JITTERS:
-            np.copyto(self._matrix, covariance)
-            self._diagonal += jitter * self._diagonal.sum(axis=1, keepdims=True) + _TINY
-            try:
-                return np.asarray(np.linalg.cholesky(self._matrix), np.float64)
-            except np.linalg.LinAlgError:
-                continue
-        raise InferenceError(
-            "the covariance of the logits is not positive semidefinite, so no logits can be drawn from it",
-            "export the bundle again and verify it (flss-edge verify); reduced precision may have overflowed",
-        )
+    def _lower(self, covariance: FloatArray) -> FactorArray:
+        """Return the Cholesky factor (B, K, K)."""
+        np.copyto(self._matrix, covariance)
+        try:
+            return _factor(self._matrix, self._diagonal, JITTERS[0])
+        except np.linalg.LinAlgError:
+            # Image by image: what one of them needs must not change the votes of its neighbours.
+            return np.concatenate([_lower_alone(one) for one in covariance[:, None]])
+
+
+def _lower_alone(covariance: FloatArray) -> FactorArray:
+    """Return the Cholesky factor (1, K, K) of one image, under the smallest jitter that leaves one."""
+    for jitter in JITTERS:
+        matrix = covariance.astype(np.float64)
+        try:
+            return _factor(matrix, np.einsum("bkk->bk", matrix), jitter)
+        except np.linalg.LinAlgError:
+            continue
+    raise InferenceError(
+        "the covariance of the logits is not positive semidefinite, so no logits can be drawn from it",
+        "export the bundle again and verify it (flss-edge verify); reduced precision may have overflowed",
+    )
+
+
+def _factor(matrix: FactorArray, diagonal: FactorArray, jitter: float) -> FactorArray:
+    """Add the jitter to the diagonal and return the Cholesky factor; in float64, as float32 would lose small pivots."""
+    diagonal += jitter * diagonal.sum(axis=1, keepdims=True) + _TINY
+    return np.asarray(np.linalg.cholesky(matrix), np.float64)

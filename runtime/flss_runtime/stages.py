@@ -164,6 +164,15 @@ class TimedSampler:
         self.sampling, self.engines, self.noise_dim = sampler.sampling, sampler.engines, sampler.noise_dim
         self._sampler, self._clock = sampler, clock
 
+    @property
+    def frame(self) -> FloatArray | None:
+        """The wrapped sampler's."""
+        return self._sampler.frame
+
+    @frame.setter
+    def frame(self, array: FloatArray | None) -> None:
+        self._sampler.frame = array
+
     def sample(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
     ) -> tuple[FloatArray, IntArray]:

@@ -63,6 +63,25 @@ def test_what_is_not_comparable_exits_2(run: Runner, results: Path, tmp_path: Pa
     assert run("bench", "--compare", results / "a.json", results / "a.png").code == 7
 
 
+def test_a_comparison_takes_nothing_that_it_would_ignore(run: Runner) -> None:
+    pair = ("bench", "--compare", "a.json", "b.json", "--allow-invalid")  # refused before they are read
+    for options in (
+        ("--assert-overhead", "2%"),
+        ("--assert-overhead", "junk"),
+        ("--arms", "n1"),
+        ("--frame", "zz"),
+        ("--batches", "1"),
+        ("--engine", "openvino"),
+        ("--control",),
+    ):
+        done = run(*pair, *options)
+        assert done.code == 2 and f"takes no {options[0]}" in done.err, (options, done.err)
+    done = run(*pair, "absent.bundle")
+    assert done.code == 2 and "takes no BUNDLE" in done.err
+    done = run(*pair, "--no-strict", "-n", 0)
+    assert done.code == 2 and "takes no --no-strict, -n" in done.err
+
+
 def test_options_are_refused_before_anything_is_measured(run: Runner, calibrated_bundle: Path, tmp_path: Path) -> None:
     for options, said in (
         (("--arms", "n100,fast"), "no arm 'fast'"),
@@ -72,9 +91,11 @@ def test_options_are_refused_before_anything_is_measured(run: Runner, calibrated
         (("--batches", "1,0"), "--batches 1,8,32"),
         (("--plot",), "-o result.json"),
         (("--profile", "slow"), "no profile 'slow'"),
+        (("-n", "100000000"), "at most 1,000,000 latent samples"),
     ):
         done = run("bench", calibrated_bundle, *options)
         assert done.code in (2, 3) and said in done.err, (options, done.err)
+        assert "start" not in done.err.partition("error:")[0], options
     (tmp_path / "r.png").touch()
     done = run("bench", calibrated_bundle, "-o", tmp_path / "r.json", "--plot")
     assert done.code == 7 and "r.png" in done.err
@@ -83,9 +104,9 @@ def test_options_are_refused_before_anything_is_measured(run: Runner, calibrated
 def test_sizes_and_batches() -> None:
     assert bench.parse_size("640x480") == bench.parse_size("640X480") == (640, 480)
     assert bench.parse_batches("1,8,8") == (1, 8) and bench.parse_batches("none") == ()
-    for text in ("", "x", "640x", "0x480", "640x9000", "640x480x3", "-1x2"):
+    for text in ("", "x", "\N{FULLWIDTH DIGIT TWO}x2", "640x", "0x480", "640x9000", "640x480x3", "-1x2"):
         with pytest.raises(UsageError, match="camera frame"):
             bench.parse_size(text)
-    for text in ("", "0", "1,,2", "1.5", "5000"):
+    for text in ("", "0", "\N{FULLWIDTH DIGIT TWO}", "1,,2", "1.5", "5000"):
         with pytest.raises(UsageError, match="batch sizes"):
             bench.parse_batches(text)

@@ -190,6 +190,10 @@ def test_inspect_shows_the_verdicts_of_this_machine(run: Runner, bundle: Path) -
     before = loaded.calibrations[0]
     store_calibration(loaded, {**before, "min_votes": before["min_votes"] + 1})
     assert "under another calibration: prepare again" in run("inspect", bundle).out
+    store_calibration(loaded, before)
+    assert "another calibration" not in run("inspect", bundle).out
+    store_calibration(loaded, {**before, "mode": "deterministic"})
+    assert "under another calibration: prepare again" in run("inspect", bundle).out
 
     cache.store(CacheKey(digests["encoder.onnx"], "onnxruntime", "cpu"), "encoder.onnx", Built(b"", "fp32", 0))
     assert "nothing on this machine" in run("inspect", bundle).out, "a verdict goes with the engine it was about"

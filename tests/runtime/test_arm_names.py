@@ -27,7 +27,7 @@ def test_what_a_name_says(text: str, expected: tuple[Any, ...]) -> None:
     assert parse_arm(text) == ArmName(text, *expected)
 
 
-@pytest.mark.parametrize("text", ["", "100", "n0", "n", "n-1", "n100-", "n100-none", "n12345678", "N100", "n1 "])
+@pytest.mark.parametrize("text", ["", "100", "n0", "n", "n-1", "n100-", "n100-none", "N100", "n1 "])
 def test_no_names(text: str) -> None:
     with pytest.raises(UsageError, match="there is no arm"):
         parse_arm(text)
@@ -54,3 +54,10 @@ def test_arms_are_those_the_bundle_has_graphs_for() -> None:
 def test_the_verdict_is_about_the_samples_asked_for_and_never_about_the_control() -> None:
     assert primary_arm(["n1", "n100", "n100-logit", "control"], 100) == "n100"
     assert primary_arm(["n1", "n100-logit", "control"], 100) == "n100-logit"
+
+
+@pytest.mark.parametrize("text", ["n1000001", "n12345678", "n100000000-logit"])
+def test_more_samples_than_can_vote(text: str) -> None:
+    assert parse_arm("n1000000").num_samples == 1_000_000
+    with pytest.raises(UsageError, match="at most 1,000,000 latent samples"):
+        parse_arm(text)

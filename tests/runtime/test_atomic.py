@@ -189,3 +189,11 @@ def test_a_failed_second_rename_puts_the_old_directory_back(tmp_path: Path, monk
         write_bundle(target, "new", overwrite=True)
     assert (target / "manifest.json").read_text() == "old"
     assert os.listdir(tmp_path) == ["a.bundle"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files from anybody")
+def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot write /proc/x\.json"):
+        refuse_existing("/proc/x.json", overwrite=False)
+    refuse_existing(tmp_path / "x.json", overwrite=False)
+    assert os.listdir(tmp_path) == []

@@ -23,6 +23,7 @@ def result(speed: float = 1.0, cost: float = 1.03, seed: int = 0) -> dict[str, A
         {"name": "n100", "block_medians_ms": (cost * shared * draw.normal(1, 0.001, (3, 10))).tolist()},
     ]
     return {
+        "schema_version": 1,
         "environment": {"cpu": "Some CPU", "packages": {"numpy": "2.0"}},
         "artifact": {"graphs_sha256": {"encoder": "a", "head": "b"}, "input": {"height": 32}},
         "config": {"boundary": "image to decision", "precision": "fp32", "images": {"count": 6}, "engine": "ort"},
@@ -103,3 +104,45 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
 def test_a_result_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(result()))
     assert read_benchmark(tmp_path / "a.json") == result()
+
+
+_TIMES = [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("schema_version",), 99),
+        (("environment", "packages"), None),
+        (("validity", "flags"), None),
+        (("validity", "flags"), ["noisy"]),
+        (("results", "arms"), None),
+        (("results", "arms"), []),
+        (("results", "arms"), ["n100"]),
+        (("results", "arms"), [{"block_medians_ms": _TIMES}]),
+        (("results", "arms"), [{"name": "n1", "block_medians_ms": _TIMES}] * 2),
+        *[
+            (("results", "arms"), [{"name": "n1", "block_medians_ms": times}])
+            for times in (None, [], [[]], [1.0], [[1.0], [1.0, 2.0]], [[0.0]], [[float("nan")]], [["1"]], [[10**400]])
+        ],
+        (
+            ("results", "arms"),
+            [{"name": "n1", "block_medians_ms": _TIMES}, {"name": "n2", "block_medians_ms": [[1.0]]}],
+        ),
+    ],
+)
+def test_a_damaged_result_is_refused(place: tuple[str, ...], value: object, tmp_path: Path) -> None:
+    damaged = result()
+    part: dict[str, Any] = damaged
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (tmp_path / "a.json").write_text(json.dumps(damaged))
+    with pytest.raises(DataError, match=r"a\.json is not the result of a benchmark: "):
+        read_benchmark(tmp_path / "a.json")
+
+
+def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_benchmark(tmp_path / "a.json")

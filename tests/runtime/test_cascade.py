@@ -219,7 +219,7 @@ class TestOpening:
 
         with open_parts(tiny, gate, SmoothingPolicy(NUM_SAMPLES, NOISE_SCALE, 0, 0.5)) as classifier:
             classifier.gate = Broken(classifier.gate)
-            with pytest.raises(InferenceError, match="the gate gave class scores that are not finite"):
+            with pytest.raises(InferenceError, match="the gate graph gave class scores that are not finite"):
                 classifier.classify(random_images(tiny, 1)[0])
 
     def test_closing_closes_the_gate(self, tiny: TinyModel, gate: Gate) -> None:

@@ -83,6 +83,8 @@ def test_a_gpu_counts_millijoules() -> None:
     nvml: Any = SimpleNamespace(nvmlDeviceGetTotalEnergyConsumption=lambda handle: 2500, NVMLError=Refused)
     assert NvmlCounter(FirstDevice(nvml, 0)).joules() == 2.5
     nvml.nvmlDeviceGetTotalEnergyConsumption = refuse
+    with pytest.raises(OSError, match="does not count"):
+        NvmlCounter(FirstDevice(nvml, 0)).joules()
     assert FirstDevice(nvml, 0).energy_j() is None and FirstDevice(nvml, 0).used_mib() is None
 
 
@@ -114,3 +116,18 @@ def test_a_frame_that_takes_twice_the_time_takes_twice_the_energy() -> None:
     assert short["joules_per_frame"] == pytest.approx(10 * short["seconds"] / short["frames"], rel=0.1)
     assert 1.5 < long["joules_per_frame"] / short["joules_per_frame"] < 2.5
     assert measure_energy([arm("short", 0)], pool, [0], 10, []) == []
+
+
+def test_a_counter_that_fails_in_between_is_left_out(tmp_path: Path) -> None:
+    file = package(tmp_path, "intel-rapl:0", 0)
+    rails(tmp_path, VDD_IN=(5000, 2000))
+    pool = ImagePool((np.zeros((2, 2, 3), np.uint8),), "none", None)
+    arm = Arm("arm", lambda image: time.sleep(0.001), lambda images: None, lambda: None)
+    with energy_counters(tmp_path) as found:
+        counters = [counter for counter in found if counter.name != "nvml"]
+        rows = measure_energy([arm], pool, [0], 0.02, counters)
+        assert [row["counter"] for row in rows] == ["rapl", "hwmon"]
+        file.unlink()
+        assert [row["counter"] for row in measure_energy([arm], pool, [0], 0.02, counters)] == ["hwmon"]
+        (tmp_path / "sys/class/hwmon/hwmon3/name").unlink()
+        assert measure_energy([arm], pool, [0], 0.02, counters) == []

@@ -7,18 +7,31 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
-from flss_runtime.bundle import Bundle
+from flss_runtime.bundle import Bundle, store_calibration
 from flss_runtime.comparison import relative
 from flss_runtime.contract import check_fused, check_logit
 from flss_runtime.engines import open_engine
 from flss_runtime.equivalence import verify_bundle
 from flss_runtime.errors import BundleError
+from flss_runtime.flips import Verdict
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise
 
-from .bundles import NOISE_SCALE, entry, further, logits_of, npz, random_images, reference_arrays, write_tiny
+from .bundles import (
+    NOISE_SCALE,
+    entry,
+    further,
+    golden_arrays,
+    logits_of,
+    npz,
+    random_images,
+    reference_arrays,
+    write_tiny,
+)
 from .cascades import Gate, cascade_entry, cascade_manifest, write_cascade
 from .conftest import TinyModel, save_fused, save_logit
 
@@ -38,6 +51,32 @@ def written(folder: Path, model: TinyModel, *roles: str, **graphs: Path) -> Bund
 def parts(model: TinyModel, **changed: npt.NDArray[np.float32]) -> tuple[Any, ...]:
     names = ("mean_weight", "std_weight", "head_weight", "head_bias")
     return model.spec, *(changed.get(name, getattr(model, name)) for name in names)
+
+
+def save_right_on_golden(path: Path, model: TinyModel) -> None:
+    """A logit graph that turns the mean logits round for every image but the golden ones."""
+    save_logit(path, *parts(model))
+    graph = onnx.load(path)
+    (last,) = (node for node in graph.graph.node if "mean_logits" in node.output)
+    last.output[0] = "right"
+    golden = to_nchw(golden_arrays(model)["images"]).reshape(4, -1).astype(np.float64)
+    means = golden.sum(axis=1).astype(np.float32)
+    constants = {"means": means[None], "near": np.float32(1e-2), "all_but_batch": np.array([1, 2, 3], np.int64)}
+    constants["one"] = np.array([1], np.int64)
+    graph.graph.initializer.extend(numpy_helper.from_array(np.asarray(each), name) for name, each in constants.items())
+    graph.graph.node.extend(
+        [
+            helper.make_node("ReduceSum", ["images", "all_but_batch"], ["summed"], keepdims=0),
+            helper.make_node("Unsqueeze", ["summed", "one"], ["sums"]),
+            helper.make_node("Sub", ["sums", "means"], ["apart"]),
+            helper.make_node("Abs", ["apart"], ["distances"]),
+            helper.make_node("ReduceMin", ["distances"], ["distance"], axes=[1], keepdims=1),
+            helper.make_node("Less", ["distance", "near"], ["is_golden"]),
+            helper.make_node("Neg", ["right"], ["wrong"]),
+            helper.make_node("Where", ["is_golden", "right", "wrong"], ["mean_logits"]),
+        ]
+    )
+    onnx.save(graph, path)
 
 
 @pytest.fixture
@@ -69,6 +108,18 @@ class TestTinyGraphs:
         for covariance, each in zip(found["covariance"], std.astype(np.float64), strict=True):
             expected = tiny.head_weight.T @ np.diag(each**2) @ tiny.head_weight
             np.testing.assert_allclose(covariance, expected, rtol=1e-4, atol=1e-5)
+
+    def test_a_graph_of_other_types_is_refused(self, tiny: TinyModel, tmp_path: Path) -> None:
+        graph = onnx.load(tiny.fused)
+        (vote,) = (node for node in graph.graph.node if "choices" in node.output)
+        vote.output[0] = "wide"
+        graph.graph.node.append(helper.make_node("Cast", ["wide"], ["choices"], to=onnx.TensorProto.INT32))
+        (output,) = (each for each in graph.graph.output if each.name == "choices")
+        output.type.tensor_type.elem_type = onnx.TensorProto.INT32
+        onnx.save(graph, tmp_path / "narrow.onnx")
+        with open_engine(tmp_path / "narrow.onnx", threads=1) as fused:
+            with pytest.raises(BundleError, match="the fused graph gives choices in int32; expected int64"):
+                check_fused(fused, tiny.latent_dim, tiny.num_classes)
 
     def test_other_graphs_are_refused(self, tiny: TinyModel, make_model: Any) -> None:
         with open_engine(tiny.encoder, threads=1) as encoder:
@@ -105,7 +156,7 @@ class TestVerification:
         assert report.fused_golden.tensor_differences.keys() == {"logits", "mean_logits"}
         assert report.logit.tensor_differences.keys() == {"mean_logits", "covariance"}
         kinds = [test.kind for test in report.flips]
-        assert kinds == ["class", "rejection", "fused class", "fused rejection"]
+        assert kinds == ["class", "rejection", "fused class", "fused rejection", "logit class"]
         found = report.to_json()
         assert found["fused"]["images"] == 60 and found["logit"]["passed"] and found["fused_golden"]["passed"]
 
@@ -129,6 +180,51 @@ class TestVerification:
         tensor = "mean_logits" if name == "head_bias" else "covariance"
         assert any(failure.startswith(f"logit: {tensor} differs by") for failure in report.failures)
         assert report.fused is not None and report.fused.passed
+
+    @pytest.mark.parametrize("own", [False, True])
+    def test_a_logit_graph_is_judged_by_what_it_decides(self, tiny: TinyModel, tmp_path: Path, own: bool) -> None:
+        """Right on the golden images, another network on all others: no number of the golden images shows that."""
+        save_right_on_golden(tmp_path / "other.onnx", tiny)
+        images = random_images(tiny, 70, seed=4) if own else None
+        engine = "openvino" if own else "ort"
+        pytest.importorskip({"ort": "onnxruntime"}.get(engine, engine))
+        bundle = written(tmp_path, tiny, "logit", logit=tmp_path / "other.onnx")
+        report = verify_bundle(bundle, engine, images=images, budget=WIDE, threads=1)
+        assert report.golden.passed and report.logit is not None and report.logit.passed
+        assert report.logit_votes is not None and report.logit_votes.images == (70 if own else 60)
+        text = "; ".join(report.failures)
+        assert report.verdict is Verdict.FAILED and "logit class flips" in text
+        assert report.to_json()["logit_votes"]["class_flips"] == report.logit_votes.class_flips > 30
+
+    def test_another_covariance_changes_votes(self, tiny: TinyModel, tmp_path: Path) -> None:
+        wide = tiny.std_weight * np.float32(1.2)
+        save_logit(tmp_path / "other.onnx", *parts(tiny, std_weight=wide))
+        report = verify_bundle(written(tmp_path, tiny, "logit", logit=tmp_path / "other.onnx"), budget=WIDE, threads=1)
+        assert report.logit_votes is not None and report.logit_votes.largest_vote_change > 1
+
+    def test_rejections_under_its_own_threshold(self, tiny: TinyModel, tmp_path: Path) -> None:
+        bundle = written(tmp_path, tiny, "logit")
+        report = verify_bundle(bundle, budget=WIDE, threads=1)
+        assert report.logit_min_votes is None and report.logit_votes is not None
+        assert report.logit_votes.rejection_flips is None
+        (note,) = report.notes
+        assert note.startswith("not calibrated for logit or deterministic sampling with N = 40")
+        for mode, min_votes in (("logit", 18), ("deterministic", 19)):  # whose points are those that are compared
+            bundle = store_calibration(bundle, entry(mode=mode, min_votes=min_votes))
+            report = verify_bundle(bundle, budget=WIDE, threads=1)
+            assert report.passed and report.to_json()["logit_min_votes"] == min_votes and report.notes == ()
+            assert [test.kind for test in report.flips][-2:] == ["logit class", "logit rejection"]
+
+    def test_a_bundle_calibrated_for_deterministic_sampling_alone(self, tiny: TinyModel, tmp_path: Path) -> None:
+        listed = further(tiny, "logit")
+        files = {"reference.npz": npz(reference_arrays(tiny)), **listed["files"]}
+        policy = {"calibrations": [entry(mode="deterministic")]}
+        bundle = write_tiny(tmp_path / "d", tiny, manifest=listed["manifest"], files=files, policy=policy)
+        report = verify_bundle(bundle, budget=WIDE, threads=1)
+        assert report.passed and [note.split(":")[0] for note in report.notes] == [
+            "not calibrated for latent sampling with N = 40"
+        ]
+        assert [test.kind for test in report.flips] == ["class", "logit class", "logit rejection"]
 
     def test_only_what_runs_here_is_verified(self, tiny: TinyModel, tmp_path: Path) -> None:
         bundle = written(tmp_path, tiny, "logit")

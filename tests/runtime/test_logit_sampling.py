@@ -123,6 +123,20 @@ class TestJitter:
         moved = np.sqrt(values + JITTERS[0] * trace[:, None]) - np.sqrt(values)
         assert (moved <= 1.01e-3 * np.sqrt(trace)[:, None]).all() and moved.max() > 5e-4 * np.sqrt(trace.min())
 
+    def test_an_image_is_not_changed_by_its_neighbours(self) -> None:
+        """One that needs the second jitter, because it is indefinite by more than the first, stands among others."""
+        mean_logits, covariance = random_gaussians(6, 5)
+        trace = float(np.trace(covariance[2]))
+        covariance[2] = np.diag(np.array([1, 1, 1, 1, -1e-5], np.float32) * trace / 4)
+        points = np.random.default_rng(0).standard_normal((1, 50, 5)).astype(np.float32)
+        with pytest.raises(np.linalg.LinAlgError):
+            np.linalg.cholesky(covariance[2] + JITTERS[0] * trace * np.eye(5))
+        together = LogitSampling(50, 5).draw(mean_logits, covariance, 2.0, points)[0]
+        for row, image in enumerate(together):
+            one = slice(row, row + 1)
+            alone = LogitSampling(50, 5).draw(mean_logits[one], covariance[one], 2.0, points)[0]
+            np.testing.assert_array_equal(image, alone[0])
+
     @pytest.mark.parametrize("rank", [0, 1, 3])
     def test_any_rank_has_a_factor(self, rank: int) -> None:
         weight = np.random.default_rng(0).standard_normal((6, rank)).astype(np.float32)

@@ -181,6 +181,19 @@ class TestSameVotes:
                 assert classifier.vote(image).shape == (1, samples)
 
 
+class TestSamplersAlone:
+    @pytest.mark.parametrize("way", WAYS)
+    def test_they_leave_the_callers_images_as_they_are(self, tiny: TinyModel, bundle: Bundle, way: str) -> None:
+        first, second = images_of(tiny, 1, 1)["images"], images_of(tiny, 1, 2)["images"]
+        first.flags.writeable = False  # cannot be bound, and need not be
+        kept = second.copy()
+        with opened(bundle, way) as classifier:
+            sampler = classifier.sampler
+            for images in (first, second, first):
+                sampler.sample(images, SeededNoise(0), 20, 2.0)
+        np.testing.assert_array_equal(second, kept)
+
+
 class TestOpening:
     def test_the_fused_graph_is_taken_where_it_is(self, tiny: TinyModel, bundle: Bundle, tmp_path: Path) -> None:
         bare = write_tiny(tmp_path / "bare.bundle", tiny)

@@ -48,6 +48,11 @@ def bind(engine: Engine, inputs: Tensors) -> Resident:
     return _Copied(engine, inputs) if resident is None else resident
 
 
+def own(array: FloatArray, lent: FloatArray | None) -> FloatArray:
+    """Return an array that a graph may be bound to and that may be written to: the one that was lent, else a copy."""
+    return array if array is lent else array.copy()
+
+
 def place(array: FloatArray, bound: FloatArray) -> None:
     """Put an array where a bound graph reads it, unless it is that array: then there is nothing to copy."""
     if bound is not array:

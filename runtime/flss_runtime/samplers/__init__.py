@@ -25,11 +25,13 @@ class Sampler(Protocol):
         sampling: One of `sampling.SAMPLINGS`.
         engines: Role of a graph -> the engine that runs it, the encoder or what stands for it first.
         noise_dim: Normals that a sample of an image takes from the noise source.
+        frame: An array (1, 3, H, W) that single images come in; graphs may be bound to it. Other arrays are copied.
     """
 
     sampling: str
     engines: Mapping[str, Engine]
     noise_dim: int
+    frame: FloatArray | None
 
     def sample(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
@@ -37,7 +39,7 @@ class Sampler(Protocol):
         """Let the samples of each image vote.
 
         Args:
-            images: (B, 3, H, W) float32 in [0, 1]. A single image in the same array as before is not copied.
+            images: (B, 3, H, W) float32 in [0, 1]. A single image in `frame` is read in place.
             noise: Each image takes the next window of it; deterministic sampling takes none.
             num_samples: N.
             noise_scale: Factor on the standard deviation.

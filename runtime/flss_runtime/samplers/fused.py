@@ -10,7 +10,7 @@ import numpy as np
 from flss_runtime.contract import check_fused
 from flss_runtime.decision import IntArray
 from flss_runtime.engines import Engine
-from flss_runtime.engines.resident import Resident, bind, place
+from flss_runtime.engines.resident import Resident, bind, own, place
 from flss_runtime.errors import UsageError
 from flss_runtime.images import FloatArray
 from flss_runtime.latent import LatentGaussian
@@ -38,7 +38,8 @@ class FusedSampler:
         self.engines: Mapping[str, Engine] = {"fused": fused}
         self.noise_dim = latent_dim
         self._scale = np.empty(1, np.float32)
-        self._frame: Resident | None = None
+        self.frame: FloatArray | None = None
+        self._bound: Resident | None = None
 
     def sample(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
@@ -69,7 +70,7 @@ class FusedSampler:
 
     def close(self) -> None:
         """Close the engine."""
-        self._frame = None
+        self._bound = None
         self.fused.close()
 
     def _run(self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float) -> dict[str, Any]:
@@ -77,11 +78,11 @@ class FusedSampler:
         window = noise.take(len(images), num_samples, self.noise_dim)
         if len(images) != 1:
             return self.fused.run({"images": images, "noise": window, "noise_scale": self._scale})
-        if self._frame is None or self._frame.inputs["noise"].shape[1] != num_samples:
-            taken = {"images": images, "noise": window.copy(), "noise_scale": self._scale}
-            self._frame = bind(self.fused, taken)  # runs on this image
-            return self._frame.outputs
-        place(images, self._frame.inputs["images"])
-        np.copyto(self._frame.inputs["noise"], window)
-        self._frame.run()
-        return self._frame.outputs
+        if self._bound is None or self._bound.inputs["noise"].shape[1] != num_samples:
+            taken = {"images": own(images, self.frame), "noise": window.copy(), "noise_scale": self._scale}
+            self._bound = bind(self.fused, taken)  # runs on this image
+            return self._bound.outputs
+        place(images, self._bound.inputs["images"])
+        np.copyto(self._bound.inputs["noise"], window)
+        self._bound.run()
+        return self._bound.outputs

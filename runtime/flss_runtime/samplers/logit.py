@@ -8,7 +8,7 @@ from typing import Any
 from flss_runtime.contract import check_logit
 from flss_runtime.decision import IntArray
 from flss_runtime.engines import Engine
-from flss_runtime.engines.resident import Resident, bind, place
+from flss_runtime.engines.resident import Resident, bind, own, place
 from flss_runtime.errors import UsageError
 from flss_runtime.images import FloatArray
 from flss_runtime.latent import LatentGaussian
@@ -38,7 +38,8 @@ class LogitSampler:
         self._classes = num_classes
         self.noise_dim = 0 if deterministic else num_classes
         self._draws: LogitSampling | PointSetSampling | None = None
-        self._frame: Resident | None = None
+        self.frame: FloatArray | None = None
+        self._bound: Resident | None = None
 
     def sample(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
@@ -67,18 +68,18 @@ class LogitSampler:
 
     def close(self) -> None:
         """Close the engine."""
-        self._frame = None
+        self._bound = None
         self.logit.close()
 
     def _run(self, images: FloatArray) -> dict[str, Any]:
         if len(images) != 1:
             return self.logit.run({"images": images})
-        if self._frame is None:
-            self._frame = bind(self.logit, {"images": images})  # runs on this image
-            return self._frame.outputs
-        place(images, self._frame.inputs["images"])
-        self._frame.run()
-        return self._frame.outputs
+        if self._bound is None:
+            self._bound = bind(self.logit, {"images": own(images, self.frame)})  # runs on this image
+            return self._bound.outputs
+        place(images, self._bound.inputs["images"])
+        self._bound.run()
+        return self._bound.outputs
 
     def _draw(
         self, out: Mapping[str, Any], noise: NoiseSource, num_samples: int, noise_scale: float

@@ -11,7 +11,7 @@ from flss_runtime.contract import check_pair
 from flss_runtime.decision import IntArray
 from flss_runtime.engines import Engine
 from flss_runtime.engines.pair import join
-from flss_runtime.engines.resident import Resident, bind, place
+from flss_runtime.engines.resident import Resident, bind, own, place
 from flss_runtime.images import FloatArray
 from flss_runtime.latent import LatentGaussian
 from flss_runtime.noise import NoiseSource
@@ -43,7 +43,8 @@ class TwoGraphSampler:
         self.noise_dim = latent_dim if isinstance(latent_dim, int) else _UNKNOWN_DIM
         self.pair = join(encoder, head)
         self._scale = np.empty(1, np.float32)
-        self._frame: tuple[Resident, Resident] | None = None
+        self.frame: FloatArray | None = None
+        self._bound: tuple[Resident, Resident] | None = None
 
     def sample(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
@@ -65,8 +66,8 @@ class TwoGraphSampler:
             latent = self.encode(images)
             return *self._vote(latent, noise, num_samples), self._mean_choices(latent)
         votes = self._sample_frame(images, noise, num_samples)
-        assert self._frame is not None
-        left = self._frame[0].outputs
+        assert self._bound is not None
+        left = self._bound[0].outputs
         return *votes, self._mean_choices(LatentGaussian(left["mean"], left["std"]))
 
     def mean_choices(self, images: FloatArray) -> IntArray:
@@ -81,7 +82,7 @@ class TwoGraphSampler:
 
     def close(self) -> None:
         """Close the engines."""
-        self._frame = None
+        self._bound = None
         if self.pair is not None:
             self.pair.close()
         self.encoder.close()
@@ -89,15 +90,15 @@ class TwoGraphSampler:
 
     def _sample_frame(self, images: FloatArray, noise: NoiseSource, num_samples: int) -> tuple[FloatArray, IntArray]:
         """Run both graphs on one image; the head reads the latent where the encoder left it."""
-        if self._frame is None or self._frame[1].inputs["noise"].shape[1] != num_samples:
-            encoder = bind(self.encoder, {"images": images})  # runs on this image
+        if self._bound is None or self._bound[1].inputs["noise"].shape[1] != num_samples:
+            encoder = bind(self.encoder, {"images": own(images, self.frame)})  # runs on this image
             taken = np.zeros((1, num_samples, encoder.outputs["mean"].shape[1]), np.float32)
-            self._frame = encoder, bind(self.head, {**encoder.outputs, "noise": taken, "noise_scale": self._scale})
+            self._bound = encoder, bind(self.head, {**encoder.outputs, "noise": taken, "noise_scale": self._scale})
         else:
-            encoder = self._frame[0]
+            encoder = self._bound[0]
             place(images, encoder.inputs["images"])
             encoder.run()
-        head = self._frame[1]
+        head = self._bound[1]
         window = head.inputs["noise"]
         np.copyto(window, noise.take(*window.shape))
         head.run()
