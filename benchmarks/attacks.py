@@ -33,12 +33,12 @@ from training import describe_device
 
 from flss_edge.adversary import frozen
 from flss_edge.checkpoint import Checkpoint, load_checkpoint
-from flss_runtime.bench_worker import palindrome
 from flss_runtime.environment import describe_environment
 from flss_runtime.errors import CheckFailed, UsageError
 from flss_runtime.latency import overhead, variation
 from flss_runtime.machine import Snapshot
 from flss_runtime.validity import Flag, flag, machine_flags, run_flags
+from flss_runtime.visits import palindrome
 
 MAX_VARIATION = 0.05
 FEWEST_BLOCKS = 5  # below that the bootstrap has too little to draw from

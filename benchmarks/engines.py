@@ -25,7 +25,6 @@ from engines_plot import plot_engines
 
 from flss_edge.cli.labelled import load_for_bundle
 from flss_runtime.atomic import refuse_existing
-from flss_runtime.bench_worker import palindrome
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import SmoothingPolicy
@@ -36,6 +35,7 @@ from flss_runtime.machine import Snapshot
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
 from flss_runtime.validity import Flag, flag, machine_flags, run_flags
+from flss_runtime.visits import palindrome
 
 BASE = "fp32"
 MAX_VARIATION = 0.05

@@ -22,7 +22,7 @@ from flss_edge.model import ModelConfig
 from flss_edge.recipes.config import Recipe
 from flss_edge.trainer import Trainer
 from flss_edge.training_data import TrainingData
-from flss_runtime.bench_worker import palindrome
+from flss_runtime.visits import palindrome
 
 PROGRESS = 0.5  # of the training: all weights as from epoch 10 of 120 on, the weight perturbation included
 LEARNING_RATE = 1e-3  # does not change the time, and a network that stays finite keeps its arithmetic ordinary

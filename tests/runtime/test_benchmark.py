@@ -221,7 +221,7 @@ def test_a_benchmark_leaves_no_folder_behind(
         ({"arms": ("control",)}, "no classifier to compare"),
         ({"arms": ("n0", "n100")}, "no arm 'n0'"),
         ({"arms": ("n100-wide",)}, "no arm 'n100-wide'"),
-        ({"num_samples": 0}, "number of samples is 0"),
+        ({"num_samples": 0}, "num_samples is 0"),
         ({"engine": "tensorflow"}, "no engine 'tensorflow'"),
         ({"threads": 0}, "threads is 0"),
     ],
