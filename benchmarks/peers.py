@@ -48,7 +48,7 @@ from flss_runtime.machine import Snapshot
 from flss_runtime.profiles import PROFILES, Profile
 from flss_runtime.throughput import measure_throughput
 from flss_runtime.validity import Flag, flag, machine_flags, profile_flags, run_flags
-from flss_runtime.visits import block_medians, run_blocks, settled, stream, warm_up
+from flss_runtime.visits import block_medians, frame_seconds, run_blocks, settled, stream, warm_up
 
 MAX_VARIATION = 0.05
 # ours, beside, the boundary of the two
@@ -119,10 +119,10 @@ def one_start(path: str, options: dict[str, Any], number: int) -> dict[str, Any]
     with ExitStack() as stack:
         loops = _open_loops(bundle, chosen, number, stack)
         order = pool.order(number)
-        for arm in loops.values():
-            warm_up(arm, pool, order, profile)
+        warm = [warm_up(arm, pool, order, profile) for arm in loops.values()]
+        settle, count = profile.frames_of_visit(frame_seconds(warm[0]))
         before = Snapshot.take()
-        frames = settled(run_blocks(loops, pool, order, profile, _say), profile.settle_frames)
+        frames = settled(run_blocks(loops, pool, order, profile, settle + count, _say), settle)
         counters = before.until(Snapshot.take())
         times |= {name: block_medians(frames, index) for index, name in enumerate(loops)}
         ours = loops[f"n{samples}"]

@@ -26,7 +26,7 @@ def stream_latencies(times: Sequence[Times], index: int) -> NDArray[np.float64]:
 
 
 def assemble(
-    starts: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], times: Sequence[Times], settle_frames: int
+    starts: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]], times: Sequence[Times]
 ) -> dict[str, Any]:
     """Return the `results` of a benchmark.
 
@@ -34,10 +34,10 @@ def assemble(
         starts: what the cold starts returned, one a process start.
         runs: what the measurements returned.
         times: their arrays.
-        settle_frames: first frames of a visit, which do not count.
     """
     names = runs[0]["arms"]
-    kept = [settled(run, settle_frames) for run in times]
+    settle = [run["settle_frames"] for run in runs]  # as slow as the machine was in that process start
+    kept = [settled(run, first) for run, first in zip(times, settle, strict=True)]
     medians = {name: [block_medians(run, index) for run in kept] for index, name in enumerate(names)}
     arms = []
     for index, name in enumerate(names):
@@ -52,7 +52,7 @@ def assemble(
                 "block_medians_ms": medians[name],
                 "variation": latency.variation(np.ravel(medians[name])),
                 "interleaved_over_alone": float(np.median(between) / np.median(alone)),
-                "settling": [_middle(values) for values in zip(*_settling(times, index, settle_frames), strict=True)],
+                **_settling(times, index, settle),
             }
         )
     return {
@@ -81,8 +81,14 @@ def overhead_row(found: Overhead) -> dict[str, Any]:
     return {**asdict(found), "interval": list(found.interval) if found.interval else None, "precise": precise}
 
 
-def _settling(times: Sequence[Times], index: int, settle_frames: int) -> list[list[float]]:
-    return [settling(run, index, settle_frames) for run in times]
+def _settling(times: Sequence[Times], index: int, settle: Sequence[int]) -> dict[str, Any]:
+    """Return the course of a visit as far as every process start has it, and its first frame that counts."""
+    courses = [settling(run, index, first) for run, first in zip(times, settle, strict=True)]
+    shortest = min(map(len, courses))
+    return {
+        "settling": [_middle([course[place] for course in courses]) for place in range(shortest)],
+        "first_counted": _middle([course[first] for course, first in zip(courses, settle, strict=True)]),
+    }
 
 
 def _middle(values: Sequence[float]) -> float:

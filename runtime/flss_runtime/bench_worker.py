@@ -30,7 +30,7 @@ from flss_runtime.precision_check import check_precision
 from flss_runtime.profiles import Profile
 from flss_runtime.stages import stage_table
 from flss_runtime.throughput import measure_throughput
-from flss_runtime.visits import run_blocks, stream, warm_up
+from flss_runtime.visits import frame_seconds, run_blocks, stream, warm_up
 
 RESULT, TIMES, ERROR, SPEC = "result.json", "times.npz", "error.json", "spec.json"
 
@@ -95,7 +95,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             streams[name] = stream(opened[name], pool, order, 0, profile.stream_s)
             memory.setdefault(BASELINE, peak_rss_mib())  # nothing but the baseline so far
         before = Snapshot.take()
-        times = run_blocks({name: opened[name] for name in _names(spec)}, pool, order, profile, say)
+        settle, count = profile.frames_of_visit(frame_seconds(warm[0]))
+        times = run_blocks({name: opened[name] for name in _names(spec)}, pool, order, profile, settle + count, say)
         counters = before.until(Snapshot.take())
         memory["all_arms"] = peak_rss_mib()
         pair = [opened[BASELINE], opened[spec["primary"]]]
@@ -111,6 +112,8 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "arms": _names(spec),
         "images": {"source": pool.source, "real": pool.real, "count": len(pool.images)},
+        "settle_frames": settle,
+        "visit_frames": count,
         "warm_up": warm,
         "stages_ms": stages,
         "throughput": throughput,

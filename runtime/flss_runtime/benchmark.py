@@ -152,12 +152,13 @@ def run_benchmark(
         "profile": asdict(found),
     }
     starts, runs, times = run_processes(spec, found.processes, progress or (lambda phase, share: None))
-    results = assemble(starts, runs, times, found.settle_frames)
+    results = assemble(starts, runs, times)
     config = {
         **{key: value for key, value in spec.items() if key != "bundle"},
         "boundary": _boundary(camera),
         "images": runs[0]["images"],
         "engine_facts": starts[0]["engine_facts"],
+        "frames_of_visit": [[run["settle_frames"], run["visit_frames"]] for run in runs],
     }
     counters = [run["counters"] for run in runs]
     flags = _flags(environment, config, results, counters)
@@ -202,5 +203,5 @@ def _flags(
         *checks.profile_flags(config["profile"]["name"]),
         *checks.machine_flags(environment, config["threads"]),
         *checks.run_flags(counters, environment["load_average"], environment["logical_cores"]),
-        *checks.result_flags(results["arms"], results["warm_up"], config["profile"]["settle_frames"]),
+        *checks.result_flags(results["arms"], results["warm_up"]),
     ]

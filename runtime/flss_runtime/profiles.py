@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,10 @@ class Profile:
         processes: process starts.
         blocks: blocks in each process.
         block_s: shortest block, seconds; rounds through all arms are added until it is reached.
-        settle_frames: first frames of a visit, which do not count: they find the other arm's weights in the caches.
-        visit_frames: frames of a visit that count.
+        settle: fewest first frames of a visit that do not count, because they find the other arm's weights in the
+            caches, and their shortest time in seconds.
+        visit: fewest frames of a visit that count, and their shortest time in seconds. Few, because two frames are the
+            better comparable the closer they are.
         stream_s: uninterrupted run of each arm by itself, for its percentiles, seconds.
         window_s: length of one warm-up window, seconds.
         warm_s: shortest and longest warm-up of an arm, seconds.
@@ -34,8 +37,8 @@ class Profile:
     processes: int
     blocks: int
     block_s: float
-    settle_frames: int
-    visit_frames: int
+    settle: tuple[int, float]
+    visit: tuple[int, float]
     stream_s: float
     window_s: float
     warm_s: tuple[float, float]
@@ -45,17 +48,27 @@ class Profile:
     batch_s: float
     energy_s: float
 
+    def frames_of_visit(self, frame_s: float) -> tuple[int, int]:
+        """Return how many frames of a visit settle, and how many count.
+
+        Args:
+            frame_s: time of one frame of the baseline, seconds.
+        """
+        settle, count = (max(fewest, math.ceil(seconds / frame_s)) for fewest, seconds in (self.settle, self.visit))
+        return settle, count
+
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Profile:
         """Read what `dataclasses.asdict` gave, after a way through JSON."""
-        return cls(**{**fields, "warm_s": tuple(fields["warm_s"]), "batches": tuple(fields["batches"])})
+        pairs = {name: tuple(fields[name]) for name in ("settle", "visit", "warm_s", "batches")}
+        return cls(**{**fields, **pairs})
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", 2, 8, 0.25, 2, 8, 0.5, 0.1, (0.3, 3.0), 25, 100, (1, 8), 0.1, 1.0),
-        Profile("standard", 3, 20, 1.0, 2, 8, 5.0, 0.5, (2.0, 30.0), 50, 500, ALL_BATCHES, 1.0, 10.0),
+        Profile("quick", 2, 8, 0.25, (1, 0.002), (2, 0.005), 0.5, 0.1, (0.3, 3.0), 25, 100, (1, 8), 0.1, 1.0),
+        Profile("standard", 4, 30, 1.0, (1, 0.002), (2, 0.005), 5.0, 0.5, (2.0, 30.0), 50, 500, ALL_BATCHES, 1.0, 10.0),
     )
 }
 

@@ -84,15 +84,12 @@ def run_flags(counters: Sequence[Mapping[str, float | None]], load_average: floa
     return flags
 
 
-def result_flags(
-    arms: Iterable[Mapping[str, Any]], warm_up: Iterable[Mapping[str, Any]], settle_frames: int
-) -> list[Flag]:
+def result_flags(arms: Iterable[Mapping[str, Any]], warm_up: Iterable[Mapping[str, Any]]) -> list[Flag]:
     """Return what the measured times themselves say against the run.
 
     Args:
         arms: rows of `results["arms"]`.
         warm_up: rows of `results["warm_up"]`.
-        settle_frames: first frames of a visit, which do not count.
     """
     flags = []
     for arm in arms:
@@ -102,7 +99,7 @@ def result_flags(
         if shift is not None and abs(shift - 1) > MAX_BASELINE_SHIFT:
             text = f"{arm['name']} between the other arms takes {shift:.3f} times what it takes alone"
             flags.append(flag("baseline_shift", text))
-        if (first := arm["settling"][settle_frames]) > 1 + MAX_SETTLING:
+        if (first := arm["first_counted"]) > 1 + MAX_SETTLING:
             text = f"the first counted frame of a visit to {arm['name']} takes {first:.3f} times what the others take"
             flags.append(flag("settling", text))
     unstable = sorted({row["arm"] for row in warm_up if not row["stable"]})

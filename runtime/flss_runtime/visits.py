@@ -93,9 +93,14 @@ def warm_up(arm: Arm, pool: ImagePool, order: Sequence[int], profile: Profile) -
 
 
 def run_blocks(
-    opened: Mapping[str, Arm], pool: ImagePool, order: Sequence[int], profile: Profile, say: Callable[[str], None]
+    opened: Mapping[str, Arm],
+    pool: ImagePool,
+    order: Sequence[int],
+    profile: Profile,
+    frames: int,
+    say: Callable[[str], None],
 ) -> Frames:
-    """Visit the arms round by round; a block is as many rounds as fill its time.
+    """Visit the arms round by round, each time for so many frames; a block is as many rounds as fill its time.
 
     Returns:
         Six arrays (n,), one entry a frame: `arm` (index in `opened`), `block`, `round` (counted through), `visit` (0 or
@@ -107,7 +112,7 @@ def run_blocks(
         say("blocks")
         stop = time.perf_counter() + profile.block_s
         while True:
-            parts += _round(opened, pool, order, profile, block, turn)
+            parts += _round(opened, pool, order, frames, block, turn)
             turn += 1
             if time.perf_counter() >= stop:
                 break
@@ -115,11 +120,10 @@ def run_blocks(
 
 
 def _round(
-    opened: Mapping[str, Arm], pool: ImagePool, order: Sequence[int], profile: Profile, block: int, turn: int
+    opened: Mapping[str, Arm], pool: ImagePool, order: Sequence[int], frames: int, block: int, turn: int
 ) -> list[NDArray[np.int64]]:
     """Visit every arm twice, with the same images for every arm."""
     names = list(opened)
-    frames = profile.settle_frames + profile.visit_frames
     parts = []
     for position, name in enumerate(palindrome(names, turn)):
         taken = visit(opened[name], pool, order, turn * 97, frames)
@@ -128,6 +132,11 @@ def _round(
         part[4], part[5] = np.arange(frames), taken
         parts.append(part)
     return parts
+
+
+def frame_seconds(warm: Mapping[str, Any]) -> float:
+    """Return what a frame takes by the last window of a warm-up, seconds."""
+    return float(warm["windows_ms"][-1]) / 1e3
 
 
 def settled(frames: Frames, settle_frames: int) -> Frames:

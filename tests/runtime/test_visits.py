@@ -53,6 +53,12 @@ def test_warm_up_is_over_when_three_windows_agree() -> None:
     assert not is_stable([1.0, 1.0, 1.2])
 
 
+def test_a_visit_has_few_frames_and_lasts_long_enough() -> None:
+    standard = PROFILES["standard"]
+    assert standard.frames_of_visit(0.016) == (1, 2)
+    assert standard.frames_of_visit(0.0004) == (5, 13)
+
+
 def test_standard_profile_keeps_the_rules() -> None:
     standard = PROFILES["standard"]
     assert standard.processes >= 3 and standard.processes * standard.blocks >= 30 and standard.block_s >= 1
