@@ -182,14 +182,14 @@ def test_machine_flags(change: dict[str, Any], threads: int, expected: list[str]
 
 
 def test_result_flags() -> None:
-    calm = {"name": "n1", "variation": 0.01, "settling": [1.3, 1.04, 1.0]}
+    calm = {"name": "n1", "variation": 0.01, "first_counted": 1.04}
     warm = {"arm": "n1", "stable": True}
-    assert validity.result_flags([calm], [warm], 2) == validity.result_flags([calm], [warm], 1) == []
-    assert validity.result_flags([{**calm, "variation": None}], [], 2) == []
-    assert names(validity.result_flags([{**calm, "variation": 0.03}], [warm], 2)) == ["variation"]
-    assert names(validity.result_flags([{**calm, "interleaved_over_alone": 1.2}], [warm], 2)) == ["baseline_shift"]
-    assert names(validity.result_flags([calm], [{**warm, "stable": False}], 2)) == ["warm_up"]
-    assert names(validity.result_flags([calm], [warm], 0)) == ["settling"]
+    assert validity.result_flags([calm], [warm]) == []
+    assert validity.result_flags([{**calm, "variation": None}], []) == []
+    assert names(validity.result_flags([{**calm, "variation": 0.03}], [warm])) == ["variation"]
+    assert names(validity.result_flags([{**calm, "interleaved_over_alone": 1.2}], [warm])) == ["baseline_shift"]
+    assert names(validity.result_flags([calm], [{**warm, "stable": False}])) == ["warm_up"]
+    assert names(validity.result_flags([{**calm, "first_counted": 1.3}], [warm])) == ["settling"]
 
 
 def test_profile_flags() -> None:
