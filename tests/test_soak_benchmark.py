@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 from pathlib import Path
 
@@ -52,13 +53,19 @@ def test_frames_that_get_slower_are_a_drift() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_real_leak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "FIRST", 10)
-    kept: list[bytes] = []
-    large = 200_000  # from the system, not from what the allocator has left over; and touched
-    latency, at, resident = soak.run(lambda image: kept.append(b"x" * large), [None], 1000)
+    kept: list[mmap.mmap] = []
+    large = 50 * mmap.PAGESIZE
+
+    def leak() -> mmap.mmap:
+        pages = mmap.mmap(-1, large)  # from the system: an allocator would first use up what it has left over
+        pages.write(b"x" * large)
+        return pages
+
+    latency, at, resident = soak.run(lambda image: kept.append(leak()), [None], 1000)
     memory = soak.describe(latency, at, resident)["memory"]
     assert memory["mib_per_million"] == pytest.approx(large * 1e6 / 2**20, rel=0.1)
     kept.clear()
-    latency, at, resident = soak.run(lambda image: b"x" * large, [None], 1000)
+    latency, at, resident = soak.run(lambda image: leak(), [None], 1000)
     assert soak.describe(latency, at, resident)["memory"]["upper_mib"] < memory["lower_mib"] / 100
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flss_edge.classifiers.answers import Answers, joined
 from flss_edge.classifiers.vote import answers_of, soft_shares, vote_policy
@@ -97,6 +98,10 @@ class DeterministicVote:
         trace = ordered.diagonal(dim1=1, dim2=2).sum(dim=1).detach()
         jitter = (JITTERS[0] * trace + TINY)[:, None].expand(-1, self.num_classes).diag_embed()
         lower: Tensor = torch.linalg.cholesky(ordered + jitter)
+        if self.num_classes == 2:  # as the runtime: one coordinate decides
+            first, second = functional.normalize(lower[:, 0] - lower[:, 1], dim=1, eps=0).unbind(dim=1)
+            turn = torch.stack([torch.stack([first, -second], dim=1), torch.stack([second, first], dim=1)], dim=1)
+            lower = lower @ turn
         root = lower.gather(1, order.argsort(dim=1)[:, :, None].expand_as(lower))  # rows in the classes' own order
         points = torch.from_numpy(normal_points(self.num_samples, self.num_classes).copy()).to(images)
         spread = points @ root.transpose(1, 2).to(images.dtype)

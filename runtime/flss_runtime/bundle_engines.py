@@ -15,8 +15,8 @@ from flss_runtime.sampling import LATENT, check_sampling
 
 _log = logging.getLogger("flss_runtime")
 
-# Devices on the host, where a second call costs what a fused graph saves; TensorRT makes one of the two by itself.
-_GAIN_BY_FUSING = ("ort", "openvino")
+# Engines on the host, where a frame pays for each call; TensorRT makes one of the two graphs by itself.
+_FUSED_BY_DEFAULT = ("ort", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def open_bundle_engines(
             build it: TensorRT on Turing has no float32 matrix product, and takes the head in fp16 too.
         sampling: One of `sampling.SAMPLINGS`.
         fused: Whether latent sampling runs the fused graph; None takes it where the bundle has it and the engine is one
-            for CPUs, which gain by it (ADR 14).
+            for CPUs (ADR 14).
         threads: Of network and gate; None takes the physical cores. The head has one: its work is too small to share,
             and a second pool of threads slows the encoder down.
         strict: As for `open_engine`.
@@ -97,7 +97,7 @@ def _network_role(bundle: Bundle, engine: str, precision: str, sampling: str, fu
             raise UsageError(f"a fused graph is for latent sampling, not for {sampling}", "leave fused out")
         return "logit"
     if fused is None:
-        fused = precision in bundle.precisions("fused") and engine in _GAIN_BY_FUSING
+        fused = precision in bundle.precisions("fused") and engine in _FUSED_BY_DEFAULT
     return "fused" if fused else "encoder"
 
 

@@ -62,8 +62,8 @@ class LogitSampling:
             covariance: (B, K, K), without the noise scale, positive semidefinite up to rounding.
             noise_scale: Factor on the standard deviation, finite and >= 0.
             points: (B or 1, N, K) standard normals; None takes those that were `fix`ed.
-            order: (B, K) the classes in the order in which the factor takes them; None takes them as they come. The
-                distribution is the same in any.
+            order: (B, K) the classes in the order in which the factor takes them; None takes them as they come. With an
+                order the two coordinates of two classes are turned, too. The distribution is the same in any case.
 
         Returns:
             The logits (B, N, K) float32, not finite where the Gaussian was not, and their arg-max (B, N) int64, where
@@ -108,6 +108,8 @@ class LogitSampling:
             return self._lower(covariance)
         images = self._images
         lower = self._lower(covariance[images[:, :, None], order[:, :, None], order[:, None]])
+        if self._num_classes == 2:
+            lower = _along_the_difference(lower)
         self._matrix[images, order] = lower
         return self._matrix
 
@@ -119,6 +121,17 @@ class LogitSampling:
         except np.linalg.LinAlgError:
             # Image by image: what one of them needs must not change the votes of its neighbours.
             return np.concatenate([_lower_alone(one) for one in covariance[:, None]])
+
+
+def _along_the_difference(root: FactorArray) -> FactorArray:
+    """Turn the two coordinates (B, 2, 2) so that the first alone says which class is ahead: one dimension decides.
+
+    A turned root is a root of the same covariance, so the distribution does not change; points, which fill a line more
+    evenly than a plane, give the votes exactly.
+    """
+    first, second = ((root[:, 0] - root[:, 1]) / np.linalg.norm(root[:, 0] - root[:, 1], axis=1, keepdims=True)).T
+    turn = np.stack([np.stack([first, -second], axis=1), np.stack([second, first], axis=1)], axis=1)
+    return np.asarray(root @ turn, np.float64)
 
 
 def _lower_alone(covariance: FloatArray) -> FactorArray:

@@ -14,7 +14,6 @@ from onnx import TensorProto
 from torch import nn
 
 from flss_edge.checkpoint import Checkpoint
-from flss_edge.data import ImageSet
 from flss_edge.model import FLSS, ModelConfig
 from flss_export import exporter
 from flss_export.graphs import GraphSet
@@ -28,18 +27,11 @@ from flss_runtime.errors import CheckFailed, UsageError
 from flss_runtime.images import to_nchw
 from flss_runtime.noise import SeededNoise
 
-NAMES = ("ant", "bee", "cow", "dog", "eel")
+from .test_precision import pictures
+
 SCALE = 2.0
 TOLERANCE = 1e-5
 Tensors = dict[str, npt.NDArray[np.float32]]
-
-
-def pictures(count: int, seed: int = 0) -> ImageSet:
-    """Blocks of colour under noise."""
-    random = np.random.default_rng(seed)
-    blocks = random.integers(0, 200, (count, 4, 4, 3)).repeat(4, axis=1).repeat(4, axis=2)
-    images = (blocks + random.integers(0, 56, (count, 16, 16, 3))).astype(np.uint8)
-    return ImageSet(images, np.arange(count) % 5, NAMES, f"blocks:{seed}")
 
 
 @pytest.fixture(scope="module")

@@ -114,9 +114,8 @@ def test_a_frame_takes_as_much_energy_as_it_takes_time() -> None:
     short, long = row["arms"]
     assert row["idle_w"] == pytest.approx(10, rel=0.05) and long["watts"] == pytest.approx(10, rel=0.1)
     assert short["joules_per_frame"] == pytest.approx(10 * short["seconds"] / short["frames"], rel=0.1)
-    # Not twice exactly: a busy machine sleeps longer than it was asked to.
     assert long["joules_per_frame"] == pytest.approx(10 * long["seconds"] / long["frames"], rel=0.1)
-    assert long["joules_per_frame"] > 1.2 * short["joules_per_frame"] or long["p50_ms"] < 1.2 * short["p50_ms"]
+    assert long["joules_per_frame"] > short["joules_per_frame"]
     assert measure_energy([arm("short", 0)], pool, [0], 10, []) == []
 
 

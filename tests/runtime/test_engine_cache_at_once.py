@@ -15,23 +15,14 @@ from pathlib import Path
 import pytest
 
 from flss_runtime.atomic import one_writer
-from flss_runtime.engine_cache import (
-    Built,
-    CacheKey,
-    EngineCache,
-)
+from flss_runtime.engine_cache import Built, EngineCache
 
-KEY = CacheKey("a" * 64, "tensorrt 10.3.0", "sm86 (NVIDIA GeForce RTX 3080)", "CUDA 12.6", "1 and many")
-BUILT = Built(b"engine" * 1000, "fp32", 42.4)
+from .test_engine_cache import BUILT, KEY, never
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> EngineCache:
     return EngineCache(tmp_path / "cache")
-
-
-def never() -> Built:
-    raise AssertionError("it was built although it was there")
 
 
 def _obtain_slowly(root: Path, start: float, folder: Path) -> None:

@@ -45,7 +45,8 @@ class FusedSampler:
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
     ) -> tuple[FloatArray, IntArray]:
         """Run the graph; see `Sampler.sample`."""
-        return self.sample_with_mean(images, noise, num_samples, noise_scale)[:2]
+        out = self._run(images, noise, num_samples, noise_scale)
+        return out["logits"], out["choices"]
 
     def sample_with_mean(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
