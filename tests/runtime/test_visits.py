@@ -55,7 +55,7 @@ def test_warm_up_is_over_when_three_windows_agree() -> None:
 
 def test_a_visit_has_few_frames_and_lasts_long_enough() -> None:
     standard = PROFILES["standard"]
-    assert standard.frames_of_visit(0.016) == (1, 2)
+    assert standard.frames_of_visit(0.016) == (1, 1)
     assert standard.frames_of_visit(0.0004) == (5, 13)
 
 
