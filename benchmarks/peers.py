@@ -175,20 +175,19 @@ def _openvino_and_its_tool(bundle: Bundle, options: argparse.Namespace, pool: Im
     """Alternate our engine with `benchmark_app`, which is another process: never at the same time."""
     times: Times = {"openvino": [], "benchmark_app": []}
     graph = bundle.graph("deterministic")
-    seconds = 2 if options.quick else 5
+    seconds = 2 if options.quick else 3
     with open_engine(graph, "openvino", threads=options.threads) as engine:
         pixels = to_nchw(pool.images[0][None])
         resident = bind(engine, {"images": pixels})
         arm = Arm("openvino", lambda image: resident.run(), lambda images: None, lambda: None)
         stream(arm, pool, [0], 0, 1.0)
-        for turn in range(2 if options.quick else 4):
-            for name in ("openvino", "benchmark_app")[:: -1 if (turn + number) % 2 else 1]:
-                print(f"  {name}", file=sys.stderr, flush=True)
-                if name == "openvino":
-                    stream(arm, pool, [0], 0, 0.2)  # the clock and the caches after a pause
-                    times[name].append(float(np.median(stream(arm, pool, [0], 0, seconds))) / 1e6)
-                else:
-                    times[name].append(_run_benchmark_app(graph, pixels.shape, options.threads, seconds))
+        for name in ("openvino", "benchmark_app")[:: -1 if number % 2 else 1]:
+            print(f"  {name}", file=sys.stderr, flush=True)
+            if name == "openvino":
+                stream(arm, pool, [0], 0, 0.2)  # the clock and the caches after a pause
+                times[name].append(float(np.median(stream(arm, pool, [0], 0, seconds))) / 1e6)
+            else:
+                times[name].append(_run_benchmark_app(graph, pixels.shape, options.threads, seconds))
     return times
 
 
