@@ -13,6 +13,7 @@ from flss_runtime import latency
 from flss_runtime.arm_names import BASELINE, parse_arm
 from flss_runtime.bench_process import Times
 from flss_runtime.latency import Overhead
+from flss_runtime.stages import medians_of
 from flss_runtime.throughput import summarise_throughput
 from flss_runtime.visits import block_medians, settled, settling
 
@@ -62,7 +63,7 @@ def assemble(
         ],
         "throughput": summarise_throughput([run["throughput"] for run in runs]),
         "energy": runs[0]["energy"],
-        "stages_ms": runs[0]["stages_ms"],
+        "stages_ms": {name: medians_of([run["stages_ms"][name] for run in runs]) for name in runs[0]["stages_ms"]},
         "start": {key: _middle([start[key] for start in starts]) for key in starts[0] if key.endswith("_ms")},
         "warm_up": [{"process": index, **row} for index, run in enumerate(runs) for row in run["warm_up"]],
         "peak_rss_mib": {

@@ -102,11 +102,9 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         pair = [opened[BASELINE], opened[spec["primary"]]]
         throughput = measure_throughput(pair, encoder_size, profile.batches, profile.batch_s, say)
         energy = _energy(pair, pool, order, profile.energy_s, say) if first else []
-    stages = None
-    if first:
-        say("stages")
-        shown = [name for name in _names(spec) if name != CONTROL]
-        stages = stage_table(bundle, shown, setting, spec["seed"], pool, profile.stage_frames)
+    say("stages")
+    shown = [name for name in _names(spec) if name != CONTROL]
+    stages = stage_table(bundle, shown, setting, spec["seed"], pool, profile.stage_frames)
     streamed = {f"stream_{index}": np.asarray(streams[name], np.int64) for index, name in enumerate(_names(spec))}
     np.savez(folder / TIMES, **streamed, **times)  # type: ignore[arg-type]
     return {

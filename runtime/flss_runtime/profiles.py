@@ -28,7 +28,7 @@ class Profile:
         window_s: length of one warm-up window, seconds.
         warm_s: shortest and longest warm-up of an arm, seconds.
         warm_frames: fewest warm-up frames of an arm.
-        stage_frames: frames of the instrumented run.
+        stage_frames: frames of the instrumented run of each process start.
         batches: sizes that throughput is measured at, empty for none.
         batch_s: shortest time spent on one size in each process start, seconds.
         energy_s: each of the visits of the energy measurement, seconds; only where a counter exists.
@@ -68,8 +68,8 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", 2, 8, 0.25, (1, 0.002), (1, 0.005), 0.5, 0.1, (0.3, 3.0), 25, 100, (1, 8), 0.1, 1.0),
-        Profile("standard", 16, 10, 1.0, (1, 0.002), (1, 0.005), 2.0, 0.5, (1.0, 30.0), 50, 500, ALL_BATCHES, 1.0, 10.0),
+        Profile("quick", 2, 8, 0.25, (1, 0.002), (1, 0.005), 0.5, 0.1, (0.3, 3.0), 25, 50, (1, 8), 0.1, 1.0),
+        Profile("standard", 16, 10, 1.0, (1, 0.002), (1, 0.005), 2.0, 0.5, (1.0, 30.0), 50, 24, ALL_BATCHES, 1.0, 10.0),
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from flss_runtime.latent import LatentGaussian
 from flss_runtime.noise import NoiseSource, SeededNoise
 from flss_runtime.samplers import Sampler, make_sampler
 from flss_runtime.sampling import LATENT
+from flss_runtime.visits import palindrome
 
 RESIZE, SAMPLE = "resize", "sample"
 Result = TypeVar("Result")
@@ -201,28 +203,33 @@ class TimedSampler:
 def stage_table(
     bundle: Bundle, names: Sequence[str], setting: Setting, seed: int, pool: ImagePool, frames: int
 ) -> dict[str, dict[str, float]]:
-    """Split a frame of each arm into stages.
+    """Split a frame of each arm into stages, the arms taking turns: what drifts meanwhile hits all alike.
 
     Returns:
         Arm name -> stage -> median milliseconds; without arms whose frame cannot be split.
     """
     order = pool.order(seed)
-    table: dict[str, dict[str, float]] = {}
-    for name in names:
-        clock = StageClock()
-        arm = open_staged(bundle, name, setting, seed, clock)
-        if arm is None:
-            continue
-        try:
-            rows = []
-            for index in range(frames + frames // 4):
-                image = pool.images[order[index % len(order)]]
-                rows.append(clock.frame(lambda image=image, arm=arm: arm.frame(image)))  # type: ignore[misc]
-            kept = rows[frames // 4 :]  # the first fifth warms up
-            table[arm.name] = {stage: float(np.median([row[stage] for row in kept])) for stage in kept[0]}
-        finally:
-            arm.close()
-    return table
+    with ExitStack() as stack:
+        opened: dict[str, tuple[Arm, StageClock]] = {}
+        for name in names:
+            clock = StageClock()
+            if (arm := open_staged(bundle, name, setting, seed, clock)) is not None:
+                stack.callback(arm.close)
+                opened[name] = arm, clock
+        rows: dict[str, list[dict[str, float]]] = {name: [] for name in opened}
+        for index in range(frames + frames // 4):
+            image = pool.images[order[index % len(order)]]
+            for name in palindrome(list(opened), index)[: len(opened)]:
+                arm, clock = opened[name]
+                arm.frame(image)  # finds the other arm's weights in the caches
+                rows[name].append(clock.frame(lambda image=image, arm=arm: arm.frame(image)))  # type: ignore[misc]
+    kept = {name: found[frames // 4 :] for name, found in rows.items()}  # the first fifth warms up
+    return {name: medians_of(found) for name, found in kept.items()}
+
+
+def medians_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of each key of the rows, which have the same keys."""
+    return {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
 
 
 def open_staged(bundle: Bundle, name: str, setting: Setting, seed: int, clock: StageClock) -> Arm | None:
