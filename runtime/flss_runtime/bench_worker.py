@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,24 @@ def measure(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     opened: dict[str, Arm] = {}
     warm, streams = [], {}
     memory: dict[str, float | None] = {}
+
+    def by_itself(arm: Arm) -> None:
+        say("warm-up")
+        warm.append(warm_up(arm, pool, order, profile))
+        say(f"{arm.name} by itself")
+        streams[arm.name] = stream(arm, pool, order, 0, profile.stream_s)
+
     with ExitStack() as stack:
+        with closing(open_arm(bundle, BASELINE, setting, spec["seed"])) as alone:  # while nothing else is there
+            by_itself(alone)
+            memory[BASELINE] = peak_rss_mib()
         for name in _opening_order(spec):
-            say("warm-up")
             opened[name] = open_arm(bundle, name, setting, spec["seed"])
             stack.callback(opened[name].close)
-            warm.append(warm_up(opened[name], pool, order, profile))
-            say(f"{name} by itself")
-            streams[name] = stream(opened[name], pool, order, 0, profile.stream_s)
-            memory.setdefault(BASELINE, peak_rss_mib())  # nothing but the baseline so far
+            if name == BASELINE:
+                warm_up(opened[name], pool, order, profile)
+            else:
+                by_itself(opened[name])
         before = Snapshot.take()
         settle, count = profile.frames_of_visit(frame_seconds(warm[0]))
         times = run_blocks({name: opened[name] for name in _names(spec)}, pool, order, profile, settle + count, say)
@@ -134,12 +143,10 @@ def _names(spec: dict[str, Any]) -> list[str]:
 
 
 def _opening_order(spec: dict[str, Any]) -> list[str]:
-    """Return the baseline first, because it is measured while nothing else is there, then the others, rotated.
-
-    What is opened late finds another memory layout; every process start gives each arm another place.
-    """
-    turn = spec["process"] % len(spec["arms"])
-    return [BASELINE, *spec["arms"][turn:], *spec["arms"][:turn]]
+    """Return all arms, rotated: what is opened late finds another memory layout, and no arm keeps its place."""
+    names = _names(spec)
+    turn = spec["process"] % len(names)
+    return [*names[turn:], *names[:turn]]
 
 
 def _setting(spec: dict[str, Any]) -> Setting:
