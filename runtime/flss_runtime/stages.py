@@ -135,6 +135,7 @@ class TimedResident:
         """Wrap a bound graph."""
         self.inputs, self.outputs = resident.inputs, resident.outputs
         self._resident, self._stage, self._clock = resident, stage, clock
+        self.point = getattr(resident, "point", None)  # an engine may have none
 
     def run(self) -> None:
         """Run the graph and record how long it took."""

@@ -14,9 +14,10 @@ import pytest
 
 from flss_runtime.decision import SmoothingPolicy
 from flss_runtime.engines import open_engine
+from flss_runtime.engines.ort_binding import OrtResident
 from flss_runtime.engines.resident import bind
 from flss_runtime.errors import BundleError, InferenceError, UsageError
-from flss_runtime.noise import SeededNoise
+from flss_runtime.noise import KeyedNoise, SeededNoise
 from flss_runtime.opening import open_classifier
 from flss_runtime.samplers import FusedSampler, LogitSampler, TwoGraphSampler, make_sampler
 
@@ -124,6 +125,26 @@ class TestSameVotes:
         assert len({frame.top_label for frame in frames}) > 1
 
     @pytest.mark.parametrize("name", ON_HOST)
+    @pytest.mark.parametrize("way", ["two graphs", "fused"])
+    def test_a_large_window_is_read_where_it_lies(
+        self, tiny: TinyModel, bundle: Bundle, way: str, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images, points = random_images(tiny, 20), list[str]()
+        if name == "ort":
+            point = OrtResident.point
+            monkeypatch.setattr(OrtResident, "point", lambda *given: (points.append(given[1]), point(*given))[1])
+        policy = SmoothingPolicy(2**18 // tiny.latent_dim + 1, 2.0)
+        with opened(bundle, way, name, policy=policy) as classifier:
+            batch = np.concatenate([classifier.vote(np.stack([image, image]))[:1] for image in images])
+            frames = []
+            for number, image in enumerate(images):
+                classifier.noise.counter = 2 * number  # type: ignore[misc]
+                frames.append(classifier.classify(image)[0])
+        assert [frame.votes for frame in frames] == [np.bincount(row).max() for row in batch]
+        assert len({frame.votes for frame in frames}) > 10
+        assert name != "ort" or (points == ["noise"] * len(points) and len(points) >= 19)
+
+    @pytest.mark.parametrize("name", ON_HOST)
     def test_fused_as_two_graphs(self, tiny: TinyModel, bundle: Bundle, name: str) -> None:
         images = random_images(tiny, 30)
         found = {}
@@ -179,6 +200,22 @@ class TestSameVotes:
             for samples in (50, 7, 200):
                 classifier.policy = SmoothingPolicy(samples, 2.0)
                 assert classifier.vote(image).shape == (1, samples)
+
+    @pytest.mark.parametrize("name", ON_HOST)
+    @pytest.mark.parametrize("way", WAYS)
+    def test_going_back_and_forth_between_numbers_of_samples(
+        self, tiny: TinyModel, bundle: Bundle, way: str, name: str
+    ) -> None:
+        images, numbers = random_images(tiny, 24), [50, 7, 50, 7, 3, 20, 11, 50] * 3  # more than are kept
+        expected = []
+        for counter, (image, samples) in enumerate(zip(images, numbers, strict=True)):
+            with opened(bundle, way, name, policy=SmoothingPolicy(samples, 2.0)) as fresh:
+                fresh.noise = KeyedNoise(0, counter)
+                expected.append(fresh.vote(image[None]))
+        with opened(bundle, way, name) as classifier:
+            for image, samples, votes in zip(images, numbers, expected, strict=True):
+                classifier.policy = SmoothingPolicy(samples, 2.0)
+                np.testing.assert_array_equal(classifier.vote(image[None]), votes)
 
 
 class TestSamplersAlone:
@@ -256,6 +293,22 @@ def test_a_frame_allocates_no_array(tiny: TinyModel, bundle: Bundle, way: str) -
     # Decision, list and views are there whatever N; an array of choices would be 15 KB larger at the second one.
     assert abs(ordinary[2000] - ordinary[100]) < 1024, ordinary
     assert min(_peaks(lambda: np.empty(_OBJECTS + 512, np.uint8), 3)) > _OBJECTS, "an array would not be seen"
+
+
+@pytest.mark.skipif("ort" not in ON_HOST, reason="ONNX Runtime's way is what is promised")
+@pytest.mark.parametrize("way", WAYS)
+def test_changing_the_number_of_samples_allocates_no_array(tiny: TinyModel, bundle: Bundle, way: str) -> None:
+    image, policies = random_images(tiny, 1)[0], [SmoothingPolicy(4000, 2.0), SmoothingPolicy(2000, 2.0)]
+    with opened(bundle, way, policy=policies[0]) as classifier:
+
+        def change() -> None:
+            policies.reverse()
+            classifier.policy = policies[0]
+            classifier.classify(image)
+
+        peaks = sorted(_peaks(change, 16))
+    # What remains is the noise source's list of 256 offsets; the smaller number's choices alone would be 16,000 bytes.
+    assert peaks[8] < 16_000, peaks
 
 
 def _peaks(call: Callable[[], object], times: int) -> list[int]:

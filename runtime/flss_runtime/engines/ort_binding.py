@@ -54,10 +54,16 @@ class OrtResident:
         self.inputs, self.outputs = inputs, outputs
         self._session = session
         self._binding = session.io_binding()  # it knows addresses only: the arrays live as long as this object
+        self._pointed: dict[str, Any] = {}
         for name, array in inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def point(self, name: str, array: Any) -> None:
+        """Read an input from another array from here on, of the same dtype and shape; see `resident.feed`."""
+        self._pointed[name] = array
+        self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self) -> None:
         """Run the graph once; see `resident.Resident.run`."""

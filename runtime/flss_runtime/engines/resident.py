@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,10 @@ from flss_runtime.engines import Engine, Tensors, one_line
 from flss_runtime.errors import InferenceError
 
 FloatArray = npt.NDArray[np.float32]
+
+_LARGE = 2**20  # bytes; naming another address to ONNX Runtime takes as long as copying some 200 KB
+_MOST_KEPT = 4  # numbers of samples: a robot has one, or two where it runs out of time
+_Kept = TypeVar("_Kept")
 
 
 class Resident(Protocol):
@@ -48,6 +52,14 @@ def bind(engine: Engine, inputs: Tensors) -> Resident:
     return _Copied(engine, inputs) if resident is None else resident
 
 
+def keep(kept: dict[int, _Kept], num_samples: int, made: _Kept) -> _Kept:
+    """Keep what was made for a number of samples, so that changing to it again costs nothing; forget the oldest one."""
+    if len(kept) >= _MOST_KEPT:
+        del kept[next(iter(kept))]
+    kept[num_samples] = made
+    return made
+
+
 def own(array: FloatArray, lent: FloatArray | None) -> FloatArray:
     """Return an array that a graph may be bound to and that may be written to: the one that was lent, else a copy."""
     return array if array is lent else array.copy()
@@ -57,6 +69,21 @@ def place(array: FloatArray, bound: FloatArray) -> None:
     """Put an array where a bound graph reads it, unless it is that array: then there is nothing to copy."""
     if bound is not array:
         np.copyto(bound, array)
+
+
+def feed(resident: Resident, name: str, array: FloatArray) -> None:
+    """Let a bound graph read an array in its next run: a large one where it lies, where the engine can do that.
+
+    Args:
+        resident: The bound graph.
+        name: Of its input.
+        array: C-contiguous, of the dtype and shape that were bound; unchanged until after the run. May be read-only.
+    """
+    point = getattr(resident, "point", None) if array.nbytes >= _LARGE else None
+    if point is None:
+        np.copyto(resident.inputs[name], array)
+    else:
+        point(name, array)
 
 
 class _Copied:

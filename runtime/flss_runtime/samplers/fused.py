@@ -10,7 +10,7 @@ import numpy as np
 from flss_runtime.contract import check_fused
 from flss_runtime.decision import IntArray
 from flss_runtime.engines import Engine
-from flss_runtime.engines.resident import Resident, bind, own, place
+from flss_runtime.engines.resident import Resident, bind, feed, keep, own, place
 from flss_runtime.errors import UsageError
 from flss_runtime.images import FloatArray
 from flss_runtime.latent import LatentGaussian
@@ -39,7 +39,7 @@ class FusedSampler:
         self.noise_dim = latent_dim
         self._scale = np.empty(1, np.float32)
         self.frame: FloatArray | None = None
-        self._bound: Resident | None = None
+        self._bound: dict[int, Resident] = {}  # number of samples -> the graph bound for it
 
     def sample(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
@@ -71,7 +71,7 @@ class FusedSampler:
 
     def close(self) -> None:
         """Close the engine."""
-        self._bound = None
+        self._bound.clear()
         self.fused.close()
 
     def _run(self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float) -> dict[str, Any]:
@@ -79,11 +79,11 @@ class FusedSampler:
         window = noise.take(len(images), num_samples, self.noise_dim)
         if len(images) != 1:
             return self.fused.run({"images": images, "noise": window, "noise_scale": self._scale})
-        if self._bound is None or self._bound.inputs["noise"].shape[1] != num_samples:
+        bound = self._bound.get(num_samples)
+        if bound is None:
             taken = {"images": own(images, self.frame), "noise": window.copy(), "noise_scale": self._scale}
-            self._bound = bind(self.fused, taken)  # runs on this image
-            return self._bound.outputs
-        place(images, self._bound.inputs["images"])
-        np.copyto(self._bound.inputs["noise"], window)
-        self._bound.run()
-        return self._bound.outputs
+            return keep(self._bound, num_samples, bind(self.fused, taken)).outputs  # runs on this image
+        place(images, bound.inputs["images"])
+        feed(bound, "noise", window)
+        bound.run()
+        return bound.outputs

@@ -8,7 +8,7 @@ from typing import Any
 from flss_runtime.contract import check_logit
 from flss_runtime.decision import IntArray
 from flss_runtime.engines import Engine
-from flss_runtime.engines.resident import Resident, bind, own, place
+from flss_runtime.engines.resident import Resident, bind, keep, own, place
 from flss_runtime.errors import UsageError
 from flss_runtime.images import FloatArray
 from flss_runtime.latent import LatentGaussian
@@ -37,7 +37,7 @@ class LogitSampler:
         self.engines: Mapping[str, Engine] = {"logit": logit}
         self._classes = num_classes
         self.noise_dim = 0 if deterministic else num_classes
-        self._draws: LogitSampling | PointSetSampling | None = None
+        self._draws: dict[int, LogitSampling | PointSetSampling] = {}  # by number of samples
         self.frame: FloatArray | None = None
         self._bound: Resident | None = None
 
@@ -84,11 +84,12 @@ class LogitSampler:
     def _draw(
         self, out: Mapping[str, Any], noise: NoiseSource, num_samples: int, noise_scale: float
     ) -> tuple[FloatArray, IntArray]:
-        if self._draws is None or self._draws.num_samples != num_samples:
+        draws = self._draws.get(num_samples)
+        if draws is None:
             kind = LogitSampling if self.noise_dim else PointSetSampling
-            self._draws = kind(num_samples, self._classes)
+            draws = keep(self._draws, num_samples, kind(num_samples, self._classes))
         mean_logits, covariance = out["mean_logits"], out["covariance"]
-        if isinstance(self._draws, PointSetSampling):
-            return self._draws.draw(mean_logits, covariance, noise_scale)
+        if isinstance(draws, PointSetSampling):
+            return draws.draw(mean_logits, covariance, noise_scale)
         points = noise.take(len(mean_logits), num_samples, self._classes)
-        return self._draws.draw(mean_logits, covariance, noise_scale, points)
+        return draws.draw(mean_logits, covariance, noise_scale, points)

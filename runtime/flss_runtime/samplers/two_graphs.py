@@ -11,7 +11,7 @@ from flss_runtime.contract import check_pair
 from flss_runtime.decision import IntArray
 from flss_runtime.engines import Engine
 from flss_runtime.engines.pair import join
-from flss_runtime.engines.resident import Resident, bind, own, place
+from flss_runtime.engines.resident import Resident, bind, feed, keep, own, place
 from flss_runtime.images import FloatArray
 from flss_runtime.latent import LatentGaussian
 from flss_runtime.noise import NoiseSource
@@ -44,7 +44,8 @@ class TwoGraphSampler:
         self.pair = join(encoder, head)
         self._scale = np.empty(1, np.float32)
         self.frame: FloatArray | None = None
-        self._bound: tuple[Resident, Resident] | None = None
+        self._encoder_bound: Resident | None = None
+        self._heads_bound: dict[int, Resident] = {}  # number of samples -> the head bound for it
 
     def sample(
         self, images: FloatArray, noise: NoiseSource, num_samples: int, noise_scale: float
@@ -66,8 +67,8 @@ class TwoGraphSampler:
             latent = self.encode(images)
             return *self._vote(latent, noise, num_samples), self._mean_choices(latent)
         votes = self._sample_frame(images, noise, num_samples)
-        assert self._bound is not None
-        left = self._bound[0].outputs
+        assert self._encoder_bound is not None
+        left = self._encoder_bound.outputs
         return *votes, self._mean_choices(LatentGaussian(left["mean"], left["std"]))
 
     def mean_choices(self, images: FloatArray) -> IntArray:
@@ -82,7 +83,8 @@ class TwoGraphSampler:
 
     def close(self) -> None:
         """Close the engines."""
-        self._bound = None
+        self._encoder_bound = None
+        self._heads_bound.clear()
         if self.pair is not None:
             self.pair.close()
         self.encoder.close()
@@ -90,17 +92,19 @@ class TwoGraphSampler:
 
     def _sample_frame(self, images: FloatArray, noise: NoiseSource, num_samples: int) -> tuple[FloatArray, IntArray]:
         """Run both graphs on one image; the head reads the latent where the encoder left it."""
-        if self._bound is None or self._bound[1].inputs["noise"].shape[1] != num_samples:
+        encoder = self._encoder_bound
+        if encoder is None:
             encoder = bind(self.encoder, {"images": own(images, self.frame)})  # runs on this image
-            taken = np.zeros((1, num_samples, encoder.outputs["mean"].shape[1]), np.float32)
-            self._bound = encoder, bind(self.head, {**encoder.outputs, "noise": taken, "noise_scale": self._scale})
+            self._encoder_bound = encoder
         else:
-            encoder = self._bound[0]
             place(images, encoder.inputs["images"])
             encoder.run()
-        head = self._bound[1]
-        window = head.inputs["noise"]
-        np.copyto(window, noise.take(*window.shape))
+        head = self._heads_bound.get(num_samples)
+        if head is None:
+            taken = np.zeros((1, num_samples, encoder.outputs["mean"].shape[1]), np.float32)
+            inputs = {**encoder.outputs, "noise": taken, "noise_scale": self._scale}
+            head = keep(self._heads_bound, num_samples, bind(self.head, inputs))
+        feed(head, "noise", noise.take(*head.inputs["noise"].shape))
         head.run()
         return head.outputs["logits"], head.outputs["choices"]
 
