@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from flss_runtime.latent import LatentGaussian
     from flss_runtime.noise import KeyedNoise, NoiseSource, SeededNoise, SystemNoise
     from flss_runtime.opening import open_classifier
+    from flss_runtime.stream.classifier import StreamClassifier
+    from flss_runtime.stream.opening import open_stream
+    from flss_runtime.stream.results import StreamResult
 
 __all__ = [
     "Bundle",
@@ -36,6 +39,8 @@ __all__ = [
     "SmoothedClassifier",
     "SmoothingPolicy",
     "Status",
+    "StreamClassifier",
+    "StreamResult",
     "SystemNoise",
     "TensorSpec",
     "decide",
@@ -44,6 +49,7 @@ __all__ = [
     "load_bundle",
     "open_classifier",
     "open_engine",
+    "open_stream",
     "read_image",
 ]
 
@@ -71,6 +77,9 @@ _HOME = {
     "NoiseSource": "noise",
     "SeededNoise": "noise",
     "SystemNoise": "noise",
+    "StreamClassifier": "stream.classifier",
+    "open_stream": "stream.opening",
+    "StreamResult": "stream.results",
 }
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists

@@ -1,0 +1,168 @@
+"""A record of every frame, one line of JSON each, which with the key of the noise makes every decision repeatable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from flss_runtime.bundle import utc_now
+from flss_runtime.errors import DataError, OutputError
+from flss_runtime.stream.results import StreamResult
+
+_log = logging.getLogger("flss_runtime")
+
+SCHEMA_VERSION = 1
+_EVERY_S = 1.0
+_MOST_HELD = 100_000  # frames, some 50 MB: minutes of a disk that hangs
+_CLOSE_S = 10.0
+
+Json = dict[str, Any]
+
+
+class FrameRecorder:
+    """Appends a line for each result to a file, once a second and in a thread of its own: a slow disk delays no frame.
+
+    Each stream that is recorded begins with a line `{"header": …}`. Nothing is replaced: a file that is there already
+    is continued, after its last whole line. What a crash may cost is the last second and half a line.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        lost: Frames that could not be written.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.lost = 0
+        self._file = _open(self.path)
+        self._class_names: tuple[str, ...] = ()
+        self._lines: deque[Json] = deque()
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failed = False
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Write the header of a stream; the stream does that when it is open.
+
+        Args:
+            facts: JSON values: what decides, the names of the classes, policies and versions.
+        """
+        self._class_names = tuple(facts.get("class_names", ()))
+        self._lines.append({"header": {"schema_version": SCHEMA_VERSION, "created": utc_now(), **facts}})
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="flss-record", daemon=True)
+            self._thread.start()
+
+    def write(self, result: StreamResult) -> None:
+        """Take a result; it is written within the next second. After `close`, or with a disk that hangs, it is lost."""
+        if self._ending.is_set() or len(self._lines) >= _MOST_HELD:
+            self.lost += 1
+        else:
+            self._lines.append(result.to_json(self._class_names))
+
+    def close(self) -> None:
+        """Write what is left; twice is fine."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+            if self._thread.is_alive():
+                _log.error("%s could not be closed: the disk does not answer", self.path)
+        elif not self._file.closed:
+            self._file.close()
+
+    def _run(self) -> None:
+        while not self._ending.wait(_EVERY_S):
+            self._flush()
+        self._flush()
+        self.lost += len(self._lines)
+        try:
+            self._file.close()
+        except OSError as error:
+            self._report(error)
+
+    def _flush(self) -> None:
+        """Write what there is; what could not be written is tried again."""
+        try:
+            while self._lines:
+                self._file.write(json.dumps(self._lines[0], separators=(",", ":")).encode() + b"\n")
+                self._lines.popleft()
+            self._file.flush()
+        except OSError as error:  # a full disk: the stream goes on without its record
+            self._report(error)
+
+    def _report(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            _log.error("frames cannot be recorded in %s: %s", self.path, error.strerror or error)
+
+
+class FrameRecords:
+    """Reads what a `FrameRecorder` wrote: iterate for pairs of header and frame, JSON objects both.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        cut: Lines that a crash cut off, as far as it has been read: each is the last one of its stream.
+
+    Raises:
+        DataError: The file cannot be read, or is no such record; when it is read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.cut = 0
+
+    def __iter__(self) -> Iterator[tuple[Json, Json]]:
+        header: Json | None = None
+        self.cut = 0
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    entry = _entry(line)
+                    if entry is None:
+                        self.cut += 1
+                    elif "header" in entry:
+                        header = entry["header"]
+                    elif header is None:
+                        raise DataError(f"{self.path} does not begin with a header", "pass what FrameRecorder wrote")
+                    else:
+                        yield header, entry
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror or error}", "correct the path") from error
+        if header is None:
+            raise DataError(f"{self.path} holds no record of frames", "pass what FrameRecorder wrote")
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file to be continued on a line of its own."""
+    try:
+        file = path.open("ab")
+        if file.tell():
+            with path.open("rb") as written:
+                written.seek(-1, os.SEEK_END)
+                if written.read() != b"\n":  # cut off by a crash
+                    file.write(b"\n")
+    except OSError as error:
+        fix = "check that the folder exists, can be written to and has free space, or choose another file"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", fix) from error
+    return file
+
+
+def _entry(line: bytes) -> Json | None:
+    """Return the object in a line, None where it was cut off."""
+    try:
+        entry = json.loads(line)
+    except ValueError:  # also of bytes that are no UTF-8
+        return None
+    return entry if isinstance(entry, dict) else None

@@ -1,0 +1,89 @@
+"""The stream's benchmark counts what it says it counts, and refuses a result that came too late."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from benchmark_scripts import PNG, load, start
+
+from flss_runtime.errors import CheckFailed
+
+pytest.importorskip("matplotlib", reason="needs the extra plot")
+stream = load("stream")
+MS = 10**6
+
+
+def test_missing_results_late_ones_and_second_ones_are_counted() -> None:
+    submitted = np.arange(10, dtype=np.int64) * 33 * MS
+    called, calls = submitted + 5 * MS, np.ones(10, np.int64)
+    called[3] += 6 * MS  # 1 ms after a deadline of 10
+    calls[4], called[4], calls[5] = 0, 0, 2
+    found = stream.describe(submitted, called, calls, 10.0)
+    assert (found["missing"], found["twice"], found["latency"]["n"]) == (1, 1, 9)
+    assert found["past_deadline"]["max_ms"] == pytest.approx(1.0) and found["latency"]["max_ms"] == pytest.approx(11.0)
+
+
+def test_what_the_stream_adds_is_found() -> None:
+    draw = np.random.default_rng(0)
+    bare = draw.gamma(400, 0.01, 1000)
+    found = stream.compare(bare + 0.05, bare)["overhead"]
+    assert found["difference_ms"] == pytest.approx(0.05) and found["blocks"] == 10
+
+
+def row(load: str, over_ms: float, missing: int = 0, twice: int = 0) -> dict[str, Any]:
+    return {
+        "load": load,
+        "deadline": "tight",
+        "missing": missing,
+        "twice": twice,
+        "past_deadline": {"max_ms": over_ms},
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row("quiet", 1.2)], "quiet, tight deadline: a result came 1.20 ms after its deadline"),
+        ([row("quiet", 0.9), row("busy", 5.1)], "busy, tight deadline: a result came 5.10 ms"),
+        ([row("busy", 0.0, missing=1)], "1 frames without result"),
+        ([row("busy", 0.0, twice=2)], "2 with more than one"),
+    ],
+)
+def test_what_was_promised_is_judged(rows: list[dict[str, Any]], words: str) -> None:
+    result = {"results": {"runs": rows, "limit_ms": stream.LIMIT_MS}}
+    with pytest.raises(CheckFailed, match=words):
+        stream.judge(result)
+    stream.judge({"results": {"runs": [row("quiet", 0.9), row("busy", 4.9)], "limit_ms": stream.LIMIT_MS}})
+    stream.judge({"results": {"runs": [row("quiet", 50.0)], "limit_ms": None}})
+
+
+def test_cores_are_busy_while_it_lasts() -> None:
+    with stream.busy_cores(True):
+        pass
+    done = subprocess.run([sys.executable, "-c", stream.BUSY, "1"], timeout=30, check=False)
+    assert done.returncode == 0, "without its parent it ends"
+
+
+def test_the_script_writes_what_it_found(calibrated_bundle: Path, tmp_path: Path) -> None:
+    options = ("--quick", "--frames", 200, "--rate", 100, "-n", 20, "--frame", "64x48", "--allow-invalid")
+    done = start("stream", calibrated_bundle, *options, "-o", tmp_path / "stream.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "stream.json").read_text())
+    runs = result["results"]["runs"]
+    assert [(each["load"], each["deadline"]) for each in runs] == [
+        (load, deadline) for load in ("quiet", "busy") for deadline in ("roomy", "tight")
+    ]
+    for each in runs:
+        assert sum(each["statuses"].values()) == each["latency"]["n"] == 200 and not each["missing"] + each["twice"]
+    assert "overhead" in runs[0] and "overhead" not in runs[1]
+    assert result["command"].startswith("python benchmarks/stream.py tiny.bundle --frames 200 --rate 100.0")
+    assert (tmp_path / "stream.png").read_bytes()[:8] == PNG and "over the bare classifier" in done.stdout
+    assert start("stream", calibrated_bundle, *options, "-o", tmp_path / "stream.json", folder=tmp_path).returncode == 7
