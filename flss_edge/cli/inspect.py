@@ -179,4 +179,5 @@ def _thresholds(bundle: Bundle, entry: dict[str, Any]) -> str:
 
 def _provenance(entry: dict[str, Any]) -> str:
     known = [f"{key} {entry[key]}" for key in ("budget", "n", "data") if key in entry]
+    known += ["votes kept for the drift monitor"] if "reference" in entry else []
     return f" ({', '.join(known)})" if known else ""

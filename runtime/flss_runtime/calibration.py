@@ -13,6 +13,7 @@ import numpy.typing as npt
 from flss_runtime.bundle import utc_now
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.decision import confidences, decide, decide_cascade, tally
+from flss_runtime.drift.reference import record_votes
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.manifest import GATE
 from flss_runtime.statistics import clopper_pearson
@@ -151,6 +152,7 @@ def calibrate(
         "budget": float(budget),
         **gate,
         **_measures(correct, accepted, mean_choices == labels),
+        **record_votes(decisions, policy.num_samples),
         **asdict(provenance),
         "created": utc_now(),
         "notes": _notes(budget, correct, accepted) + _gate_notes(budget, len(labels), **gate),

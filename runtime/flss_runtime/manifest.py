@@ -23,6 +23,8 @@ REFERENCE_NAME = "reference.npz"
 PRECISIONS = ("fp32", "fp16", "int8")
 ROLES = ("encoder", "head", "deterministic", "gate", "fused", "logit")
 GATE = "gate"
+REFERENCE = "reference"  # of a calibration: the votes that the drift monitor compares with
+MAX_REFERENCE_IMAGES = 1_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
@@ -131,6 +133,8 @@ def check_calibration(entry: object, where: str = "calibration") -> tuple[int, f
         gate = fields.object(GATE)
         if gate.number("min_confidence") > 1:
             raise gate.fail("min_confidence", "a number from 0 to 1")
+    if REFERENCE in fields.keys():
+        _check_reference(fields.object(REFERENCE), num_samples)
     return num_samples, fields.number("noise_scale"), fields.text("mode")
 
 
@@ -144,6 +148,14 @@ def check_name(name: object) -> str:
         problem = f"{MANIFEST_NAME} names a file {describe(name)}, which a bundle may not list"
         raise BundleError(problem, "use plain file names (letters, digits, . _ -) inside the bundle; " + EXPORT_AGAIN)
     return name
+
+
+def _check_reference(fields: Fields, num_samples: int) -> None:
+    votes, gated = fields.array("votes"), fields.integer("gated", 0, MAX_REFERENCE_IMAGES)
+    if len(votes) != num_samples + 1 or any(type(count) is not int or count < 0 for count in votes):
+        raise fields.fail("votes", f"{num_samples + 1} integers >= 0, one for each number of votes")
+    if not 1 <= sum(votes) + gated <= MAX_REFERENCE_IMAGES:
+        raise fields.fail("votes", f"counts of 1 to {MAX_REFERENCE_IMAGES} images in all")
 
 
 def _check_classes(fields: Fields) -> None:

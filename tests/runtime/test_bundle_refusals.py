@@ -168,6 +168,16 @@ POLICIES: list[tuple[str, Callable[[JSON], object], str]] = [
     ("twice", lambda p: p["calibrations"].append(p["calibrations"][0]), "two calibrations for num_samples 40"),
     ("not an object", lambda p: p["calibrations"].append(3), r"calibrations\[1\]: expected an object"),
     ("not a list", lambda p: p.update(calibrations={}), "'calibrations' must be an array"),
+    (
+        "no reference",
+        lambda p: p["calibrations"][0].update(reference=[1]),
+        r"calibrations\[0\]: 'reference' must be an object",
+    ),
+    (
+        "reference of another N",
+        lambda p: p["calibrations"][0].update(reference={"votes": [1], "gated": 0}),
+        r"calibrations\[0\]: reference: 'votes' must be 41 integers",
+    ),
 ]
 
 
