@@ -31,10 +31,7 @@ def drawn(target: Path, size: tuple[float, float], *, overwrite: bool = True) ->
         UsageError: unknown suffix, or matplotlib is absent.
         OutputError: the file exists or cannot be written.
     """
-    kind = target.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"cannot draw a {target.suffix or 'file without suffix'}", f"end it in .{', .'.join(FORMATS)}")
-    require_matplotlib()
+    kind = check_picture(target)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,6 +40,22 @@ def drawn(target: Path, size: tuple[float, float], *, overwrite: bool = True) ->
     yield figure
     with atomic_write(target, overwrite=overwrite) as temporary:
         figure.savefig(temporary, format=kind, dpi=140)
+
+
+def check_picture(target: Path) -> str:
+    """Refuse a file that could not be drawn: to be asked before what is drawn takes minutes.
+
+    Returns:
+        The format that its suffix names.
+
+    Raises:
+        UsageError: unknown suffix, or matplotlib is absent.
+    """
+    kind = target.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise UsageError(f"cannot draw a {target.suffix or 'file without suffix'}", f"end it in .{', .'.join(FORMATS)}")
+    require_matplotlib()
+    return kind
 
 
 def require_matplotlib() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "matplotlib", "scipy"}
-HEAVY |= {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "cuda", "pynvml"}
+HEAVY |= {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "cuda", "pynvml", "mcap", "zstandard"}
 COMMAND_LINE = {"typer", "rich", "click"}
 PACKAGES = {
     "flss_edge": ROOT / "flss_edge",

@@ -63,6 +63,8 @@ def test_the_robots_commands_work(
     assert measured["results"]["classifiers"][0]["groups"]["clean"]["n"] == 60
     predicted = succeed(command, "predict", calibrated_bundle, labelled_pictures, "--format", "json", cwd=tmp_path)
     assert {row["status"] for row in json.loads(predicted)["results"]} == {"accepted", "low_vote"}
+    replayed = succeed(command, "replay", labelled_pictures, calibrated_bundle, "--format", "json", cwd=tmp_path)
+    assert json.loads(replayed)["results"]["frames"] == 60
     quick = ("--profile", "quick", "--allow-invalid", "--format", "json")
     timed = json.loads(succeed(command, "bench", calibrated_bundle, *quick, cwd=tmp_path))
     assert [row["arm"] for row in timed["results"]["overhead"]][:4] == ["n1", "n10", "n100", "n1000"]

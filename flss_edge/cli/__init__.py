@@ -1,7 +1,7 @@
 """The command line: `flss-edge COMMAND`.
 
 Every command is one module beside this one; heavy libraries are imported inside the commands, so that those of a robot
-(predict, calibrate, verify, prepare, bench, inspect, doctor) work where torch and onnx are absent.
+(predict, replay, calibrate, verify, prepare, bench, inspect, doctor) work where torch and onnx are absent.
 
 Exit codes: 0 ok, 1 a check ran and failed, 2 usage, 3 artefact cannot be loaded or verified, 4 inference fault,
 5 benchmark invalid, 6 engine not available, 7 data unreadable or output not writable, 70 a defect of this program,
@@ -21,7 +21,20 @@ from typing import Annotated
 import typer
 
 from flss_edge import __version__
-from flss_edge.cli import bench, calibrate, demo, doctor, evaluate, export, inspect, predict, prepare, train, verify
+from flss_edge.cli import (
+    bench,
+    calibrate,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    prepare,
+    replay,
+    train,
+    verify,
+)
 from flss_edge.cli.output import relay_log, report_error
 from flss_runtime.errors import FLSSError, OutputError
 
@@ -63,6 +76,7 @@ for _command in (
     prepare.prepare,
     calibrate.calibrate,
     predict.predict,
+    replay.replay,
     bench.bench,
     doctor.doctor,
     demo.demo,

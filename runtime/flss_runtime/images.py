@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,21 +103,30 @@ def read_image(path: str | Path, spec: InputSpec) -> ByteArray:
     """
     path = Path(path)
     with warnings.catch_warnings():
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         warnings.simplefilter("ignore")  # corrupt metadata beside a sound picture
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # Damage in a file meant for Pillow surfaces as almost any exception (OSError, SyntaxError, struct.error, …).
-        try:
-            _check_file(path)
-            with Image.open(path, formats=_FORMATS) as picture:
-                picture.load()
-                rgb = _to_rgb(ImageOps.exif_transpose(picture), picture.format, path)
-        except DataError:
-            raise
-        except Exception as error:
-            raise _as_data_error(path, error) from error
-    return np.array(_fit(rgb, spec, path), np.uint8)
+        return np.array(_fit(_decode(path, path), spec, path), np.uint8)
+
+
+def decode_image(data: bytes | memoryview, name: str) -> ByteArray:
+    """Decode a picture that is in memory at its own size, by the rules of `read_image`.
+
+    For pictures that a camera sends compressed: unlike `read_image` it leaves the process's warning filters alone,
+    which other threads share.
+
+    Args:
+        data: The bytes of a PNG, JPEG, BMP, GIF, TIFF, WebP or PPM file.
+        name: What an error calls it.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: As `read_image`.
+    """
+    return np.asarray(_decode(BytesIO(data), name), np.uint8)
 
 
 def fit_image(frame: ByteArray, spec: InputSpec) -> ByteArray:
@@ -209,7 +220,25 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} is empty (0 bytes)", "copy or record it again")
 
 
-def _to_rgb(picture: Image.Image, kind: str | None, path: Path) -> Image.Image:
+def _decode(source: Path | BytesIO, name: object) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    # Damage in a file meant for Pillow surfaces as almost any exception (OSError, SyntaxError, struct.error, …).
+    try:
+        if isinstance(source, Path):
+            _check_file(source)
+        with Image.open(source, formats=_FORMATS) as picture:
+            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself only warns
+                raise Image.DecompressionBombError
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture), picture.format, name)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _as_data_error(name, error) from error
+
+
+def _to_rgb(picture: Image.Image, kind: str | None, path: object) -> Image.Image:
     from PIL import Image
 
     transparent = picture.info.get("transparency")
@@ -227,7 +256,7 @@ def _to_rgb(picture: Image.Image, kind: str | None, path: Path) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _transparent(path: Path) -> DataError:
+def _transparent(path: object) -> DataError:
     return DataError(
         f"{path} is transparent in places, so what is behind it is undefined", "flatten it onto a background first"
     )
@@ -252,7 +281,7 @@ def _fit(picture: Image.Image, spec: InputSpec, name: object) -> Image.Image:
     return picture.crop((left, top, left + size[0], top + size[1]))
 
 
-def _as_data_error(path: Path, error: Exception) -> DataError:
+def _as_data_error(path: object, error: Exception) -> DataError:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
