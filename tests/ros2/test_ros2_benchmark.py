@@ -1,0 +1,49 @@
+"""The benchmark of the node: it runs, and what it says about known latencies is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2: make test-ros2")
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmark_scripts import load, start
+
+
+def test_costs_are_differences_of_the_medians() -> None:
+    ros2 = load("ros2")
+    draw = np.random.default_rng(0)
+    blocks = {
+        name: [(mean + draw.normal(0, 0.05, 200)).tolist() for _ in range(10)]
+        for name, mean in (("bare", 10.0), ("stream", 10.2), ("node", 11.5))
+    }
+    stages = np.array([[11.5, 0.1, 9.9, 10.2]] * 50)
+    found = ros2.describe(blocks, stages)
+    costs = {(each["arm"], each["baseline"]): each["difference_ms"] for each in found["costs"]}
+    assert costs == pytest.approx({("stream", "bare"): 0.2, ("node", "bare"): 1.5, ("node", "stream"): 1.3}, abs=0.02)
+    assert found["node_median_ms"]["messages"] == pytest.approx(1.3)
+    assert found["arms"]["node"]["latency_ms"]["p50"] == pytest.approx(11.5, abs=0.02)
+
+
+def test_a_first_look(real_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + os.getpid() % 19))
+    options = "--quick", "--frames", 5, "--frame", "64x48", "--allow-invalid", "-o", tmp_path / "ros2.json"
+    done = start("ros2", real_bundle, *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "ros2.json").read_text("utf-8"))
+    assert result["command"].startswith(
+        "python benchmarks/ros2.py c10.bundle --engine ort --threads 1 --hz 30 --frame 64x48"
+    )
+    assert [found["n"] for found in result["results"]["arms"].values()] == [15, 15, 15]
+    assert any(each["name"] == "quick_profile" for each in result["validity"]["flags"])
+    assert (
+        0
+        < result["results"]["node_median_ms"]["in_stream"]
+        < result["results"]["node_median_ms"]["publish_to_decision"]
+    )
