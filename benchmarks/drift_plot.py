@@ -34,7 +34,7 @@ def plot_drift(result: Mapping[str, Any], target: Path) -> None:
             offset = (number + 1) / (len(series) + 1) - 0.5
             label = f"{frames}, calibrated on {images} images"
             _delays(right, rows, kinds, offset, COLOURS[1 + number], label)
-        right.set(xscale="log", xlabel="frames from the change to the alarm", title="median and 5 to 95 % of the streams")
+        right.set(xscale="log", xlabel="frames from the change to the alarm", title="median and 5 to 95 % of streams")
         seconds = right.secondary_xaxis("top", functions=(lambda x: x / SECOND, lambda x: x * SECOND))
         seconds.set_xlabel(f"seconds at {SECOND} frames a second", fontsize=8)
         right.grid(axis="x", alpha=0.3)
