@@ -51,7 +51,7 @@ def _rejected(axes: Any, found: Mapping[str, Any], kinds: list[str]) -> None:
         axes.axvspan(low, high, color=COLOURS[(6, 1)[number % 2]], alpha=0.35, lw=0, label=label)
     axes.set(xlabel="rejected, %", yticks=range(len(kinds)), yticklabels=kinds)
     axes.set_ylim(len(kinds) - 0.4, -0.6)
-    axes.legend(fontsize=7, loc="upper right")
+    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _delays(axes: Any, rows: Any, kinds: list[str], offset: float, colour: str, name: str) -> None:
