@@ -122,7 +122,8 @@ $(ROS2_BUILD)/calibrated: models/cifar10-w8.pt | $(VENV)/installed
 
 ifeq ($(shell uname -sm):$(shell $(ROS2_PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>&1),Linux x86_64:3.11)
 test-ros2: $(ROS2_BUILD)/built $(ROS2_BUILD)/calibrated
-	@$(ROS2_ENVIRONMENT) FLSS_ROS2_BUNDLE=$(abspath $(ROS2_BUILD))/c10.bundle; . $(ROS2_BUILD)/install/local_setup.sh; \
+	@$(ROS2_ENVIRONMENT) FLSS_ROS2_BUNDLE=$(abspath $(ROS2_BUILD))/c10.bundle; \
+	  set +u; . $(ROS2_BUILD)/install/local_setup.sh; set -u; \
 	  python -m pytest tests/ros2 -m "not slow" $(ARGS)
 else
 test-ros2:
