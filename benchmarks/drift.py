@@ -12,6 +12,7 @@ calibration as the reference and once with half of the data, which it is not tes
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -169,10 +170,10 @@ def _scenes(rng: np.random.Generator, decisions: Sequence[Decision], scene: int,
 
 
 def _quantile(ordered: Sequence[float], share: float) -> int | None:
-    """Return the value that the share of all do not exceed; None where it was not reached."""
+    """Return the least value that the share of all, above 0, do not exceed; None where it was not reached."""
     if not ordered:
         return None
-    value = ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    value = ordered[math.ceil(share * len(ordered)) - 1]
     return None if np.isinf(value) else int(value)
 
 

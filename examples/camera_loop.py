@@ -17,6 +17,8 @@ def camera(source: str) -> Iterator[ByteArray]:
     import cv2
 
     capture = cv2.VideoCapture(int(source))
+    if not capture.isOpened():
+        sys.exit(f"camera {source} cannot be opened")
     while (read := capture.read())[0]:
         yield read[1][..., ::-1]  # OpenCV's frames are BGR
 
@@ -31,3 +33,4 @@ with open_stream(bundle, publish, deadline_s=0.1, steady=TemporalVote(frames=5, 
     for frame in camera(source):
         steady = stream.classify(frame).steady  # by the deadline; None: no class that 4 of the last 5 frames agree on
         print("  stop" if steady is None else f"  drive: {stream.class_names[steady]}")
+    print("  stop")  # the camera is gone

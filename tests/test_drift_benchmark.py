@@ -60,6 +60,14 @@ def test_what_is_never_found_has_no_delay() -> None:
     assert (found["found"], found["median"], found["delays"]) == (0, None, [None] * 10)
 
 
+def test_a_quantile_is_the_least_delay_that_so_many_do_not_exceed() -> None:
+    twenty = [float(number) for number in range(1, 21)]
+    assert [drift._quantile(twenty, share) for share in (0.05, 0.5, 0.95, 1)] == [1, 10, 19, 20]
+    assert [drift._quantile([7.0], share) for share in (0.05, 0.95)] == [7, 7]
+    half = [*twenty[:10], *[float("inf")] * 10]
+    assert (drift._quantile(half, 0.5), drift._quantile(half, 0.55)) == (10, None)
+
+
 def test_scenes_show_one_image_each() -> None:
     pool = [decision(votes) for votes in range(21)]
     shown = [each.votes for each in drift._scenes(np.random.default_rng(1), pool, 7, 1000)]

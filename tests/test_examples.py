@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +24,23 @@ def run(script: Path, *arguments: object) -> str:
 
 
 def test_the_camera_loop_says_something_about_every_picture(calibrated_bundle: Path, labelled_pictures: Path) -> None:
-    lines = run(LOOP, calibrated_bundle, labelled_pictures / "cat").splitlines()
+    *lines, last = run(LOOP, calibrated_bundle, labelled_pictures / "cat").splitlines()
     results, actions = lines[::2], lines[1::2]
     assert [int(line.split()[0]) for line in results] == list(range(20))
     assert {line.split()[1] for line in results} <= {"accepted", "low_vote", "deadline"}
     assert len(actions) == 20 and all(line.startswith(("  stop", "  drive: ")) for line in actions)
     assert actions[:3] == ["  stop"] * 3  # three frames are no four of five
+    assert last == "  stop", "there are no more pictures"
+
+
+def test_the_camera_loop_says_that_there_is_no_camera(calibrated_bundle: Path, tmp_path: Path) -> None:
+    closed = "class VideoCapture:\n    def __init__(self, number): pass\n    def isOpened(self): return False\n"
+    (tmp_path / "cv2.py").write_text(closed)
+    command = [sys.executable, str(LOOP), str(calibrated_bundle), "9"]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 1 and "camera 9 cannot be opened" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_camera_loop_is_a_short_one() -> None:

@@ -180,6 +180,45 @@ def test_a_mistake_ends_with_its_code_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+IN_ITS_PLACE: dict[str, tuple[str, str, str]] = {
+    "the recording": ("drive.mcap", "-o", "drive.mcap"),
+    "a link to it": ("drive.mcap", "-o", "link.mcap"),
+    "what a link leads to": ("link.mcap", "-o", "drive.mcap"),
+    "a file of the folder": ("bag", "-o", "bag/part.mcap"),
+    "a new file in the folder": ("bag", "-o", "bag/new.mcap"),
+    "a file of a linked folder": ("linked", "--report", "bag/part.json"),
+    "what a link in the folder leads to": ("bag", "-o", "drive.mcap"),
+    "a picture of the folder": ("pictures", "--plot", "pictures/00.png"),
+}
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+@pytest.mark.parametrize(("bag", "option", "target"), IN_ITS_PLACE.values(), ids=IN_ITS_PLACE)
+def test_a_recording_is_never_overwritten(
+    bag: str,
+    option: str,
+    target: str,
+    more: list[str],
+    run: Runner,
+    drive: Path,
+    calibrated_bundle: Path,
+    labelled_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(labelled_pictures / "cat", "pictures")
+    Path("bag").mkdir()
+    shutil.copy(drive, "bag/part.mcap")
+    for link, to in (("link.mcap", "drive.mcap"), ("linked", "bag"), ("bag/last.mcap", "../drive.mcap")):
+        Path(link).symlink_to(to)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    done = run("replay", bag, calibrated_bundle, option, target, "--topic", TOPIC, *more)
+    assert done.code == 2, done.err
+    assert f"{target} is the recording {bag}, or a file in it" in " ".join(done.err.split())
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
 def test_a_bundle_is_found_or_asked_for(
     run: Runner, drive: Path, calibrated_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

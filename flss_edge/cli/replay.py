@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -86,6 +87,7 @@ def replay(
     """
     from flss_runtime.replay import open_frames
 
+    _spare_recording(bag, [each for each in (output, plot, report) if each is not None])
     _check_outputs(output, with_images, plot, report, form, overwrite)
     if (bag / "manifest.json").exists():
         raise UsageError(f"{bag} is a bundle, not a recording", f"name the recording first: replay BAG {bag}")
@@ -101,6 +103,18 @@ def replay(
     document = document_of(bag, result, run.bundle, config)
     _show(document, form, report, plot, overwrite)
     _finish(result)
+
+
+def _spare_recording(bag: Path, outputs: Iterable[Path]) -> None:
+    """Refuse an output in the place of the recording or a file of it, or among its files, even to overwrite it."""
+    recording = os.path.realpath(bag)
+    for output in outputs:
+        target = os.path.realpath(output)
+        files = bag.rglob("*") if os.path.exists(target) else ()
+        if Path(target).is_relative_to(recording) or target in map(os.path.realpath, files):
+            raise UsageError(
+                f"{output} is the recording {bag}, or a file in it", "choose another output, outside of it"
+            )
 
 
 def _check_outputs(

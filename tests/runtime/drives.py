@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,16 +91,22 @@ def cdr(kind: str, fields: dict[str, Any]) -> bytes:
 
 
 def write_messages(
-    path: Path, messages: Sequence[bytes], *, kind: str = IMAGE, topic: str = TOPIC, **options: Any
+    path: Path,
+    messages: Sequence[bytes],
+    *,
+    kind: str = IMAGE,
+    topic: str = TOPIC,
+    times: Sequence[int] = (),
+    **options: Any,
 ) -> Path:
-    """A .mcap file of messages that are given as bytes, whatever they are."""
+    """A .mcap file of messages that are given as bytes, whatever they are, recorded at times that may be given too."""
     with path.open("wb") as file:
         writer = McapWriter(file, **options)
         writer.start(profile="ros2")
         schema = writer.register_schema(kind, "ros2msg", SCHEMAS.get(kind, "").encode())
         channel = writer.register_channel(topic, "cdr", schema)
         for number, message in enumerate(messages):
-            writer.add_message(channel, log_time_ns(number), message, stamp_ns(number))
+            writer.add_message(channel, times[number] if times else log_time_ns(number), message, stamp_ns(number))
         writer.finish()
     return path
 
@@ -139,3 +146,22 @@ def write_rosbag(
             writer.write(words, log_time_ns(number) - 1, text)
             writer.write(images, log_time_ns(number), cdr(kind, FIELDS[kind](frame, number)))
     return path
+
+
+def split_bag(path: Path, storage: str = "sqlite3", **options: Any) -> Path:
+    """Three files of one bag, more than nine apart in their numbers."""
+    for part, (number, start) in enumerate(((0, 0), (2, 4), (10, 8))):
+        write_rosbag(path / f"part{part}", FRAMES[start : start + 4], storage, first=start, **options)
+        (made,) = (file for file in (path / f"part{part}").iterdir() if file.suffix != ".yaml")
+        made.rename(path / made.name.replace(f"part{part}", f"drive_{number}"))
+        shutil.rmtree(path / f"part{part}")
+    return path
+
+
+def list_files(folder: Path, names: Sequence[str]) -> Path:
+    """List the files of a bag as rosbag2 lists them."""
+    lines = "".join(f"    - {name}\n" for name in names)
+    (folder / "metadata.yaml").write_text(
+        f"rosbag2_bagfile_information:\n  version: 5\n  relative_file_paths:\n{lines}  duration:\n"
+    )
+    return folder

@@ -190,6 +190,7 @@ def test_frames_without_an_answer_are_written_too(pristine: Path, tmp_path: Path
     with target.open("rb") as file:
         reader = make_reader(file, decoder_factories=[DecoderFactory()])
         messages = [ros for _, _, _, ros in reader.iter_decoded_messages(topics=[DECISION_TOPIC])]
+    assert len(messages) == 2
     for message in messages:
         assert message.status == 3 and not message.accepted and not message.has_counter
         assert message.label == message.top_label == "" and "not as CDR" in message.reason

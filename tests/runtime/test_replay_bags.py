@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from flss_runtime.errors import DataError, EngineUnavailable, UsageError
 from flss_runtime.replay import BagFrame, open_frames
 from flss_runtime.replay.definitions import COMPRESSED_IMAGE, IMAGE
 
+from .answers import answer
 from .drives import (
     FRAMES,
     TOPIC,
@@ -24,7 +24,9 @@ from .drives import (
     cdr,
     drive_frames,
     image_fields,
+    list_files,
     log_time_ns,
+    split_bag,
     stamp_ns,
     write_mcap,
     write_messages,
@@ -47,23 +49,8 @@ def assert_is_drive(frames: list[BagFrame], expected: Frames = FRAMES, first: in
         assert frame.frame_id == f"camera_{number}"
 
 
-def split_bag(path: Path) -> Path:
-    """Three files of one bag, more than nine apart in their numbers, listed as rosbag2 lists them."""
-    for part, (number, start) in enumerate(((0, 0), (2, 4), (10, 8))):
-        write_rosbag(path / f"part{part}", FRAMES[start : start + 4], first=start)
-        (made,) = (path / f"part{part}").glob("*.db3")
-        made.rename(path / f"drive_{number}.db3")
-        shutil.rmtree(path / f"part{part}")
-    return path
-
-
 def listed_bag(path: Path) -> Path:
-    split_bag(path)
-    names = "".join(f"    - drive_{number}.db3\n" for number in (0, 2, 10))
-    (path / "metadata.yaml").write_text(
-        f"rosbag2_bagfile_information:\n  version: 5\n  relative_file_paths:\n{names}  duration:\n"
-    )
-    return path
+    return list_files(split_bag(path), [f"drive_{number}.db3" for number in (0, 2, 10)])
 
 
 BAGS: dict[str, Callable[[Path], Path]] = {
@@ -85,6 +72,7 @@ BAGS: dict[str, Callable[[Path], Path]] = {
     "a lone .db3": lambda here: next(write_rosbag(here / "drive", FRAMES).glob("*.db3")),
     "a lone .db3.zstd": lambda here: next(write_rosbag(here / "drive", FRAMES, compression="file").glob("*.zstd")),
     "several files": lambda here: split_bag(here / "drive"),
+    "several mcap files": lambda here: split_bag(here / "drive", "mcap"),
     "several files with a list": lambda here: listed_bag(here / "drive"),
 }
 
@@ -178,9 +166,13 @@ def test_any_damaged_byte_is_said_or_does_no_harm(tmp_path: Path) -> None:
         content[place] ^= int(rng.integers(1, 256))
         path.write_bytes(content)
         try:
-            frames, damage = read(path)
+            source = open_frames(path)
         except (DataError, UsageError):
             continue
+        with source:
+            frames = list(source)
+        answer(frames, source.topic, tmp_path / "decisions.mcap")
+        damage = source.damage
         for frame in frames:
             shown = any(frame.image is not None and np.array_equal(frame.image, each) for each in FRAMES[:4])
             assert shown or frame.error, place

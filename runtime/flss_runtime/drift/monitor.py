@@ -10,9 +10,10 @@ A block is `dwell_frames` frames and gives the mean of each indicator over them,
 whatever hangs together inside; the next `dwell_frames - 1` frames are skipped. So a scene of at most `dwell_frames`
 frames never touches two blocks.
 
-What this assumes: given all that was seen `dwell_frames` or more frames ago, what the next frame shows is expected to
-be like the calibration's images; and these were drawn independently of one another. A robot that stands still for
-longer breaks the first, images of other scenes than the robot's break the second: the monitor fires, and it should.
+What this assumes: given the calibration and all that was seen `dwell_frames` or more frames ago, what the next frame
+shows is expected to be like the images that the calibration's were drawn from; and these were drawn independently of
+one another and of the stream. A robot that stands still for longer breaks the first, images of other scenes than the
+robot's break the second: the monitor fires, and it should.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from flss_runtime.ros_images import image_from_compressed, image_from_ros
 
 _SUFFIXES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
 _FIX = "pass a .mcap file, a rosbag2 folder or .db3 file, or a folder of pictures"
+_END_OF_TIME_NS = 2**63  # in the year 2262
+_LAST_STAMP_NS = 2**31 * 1_000_000_000 - 1  # that a header can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class BagFrame:
     """One image message.
 
     Attributes:
-        log_time_ns: When it was recorded, in nanoseconds.
+        log_time_ns: When it was recorded, in nanoseconds, from 0 to 2**63 - 1.
         stamp_ns: When it was taken, as its header says, in nanoseconds.
         frame_id: Its frame of reference, as its header says.
         image: (H, W, 3) uint8 RGB, not to be written to; None where the message is no image that can be read.
@@ -58,11 +60,15 @@ class FrameSource:
         self.topic = topic
         self._recording = recording
         self._undo = undo
+        self._timeless = 0  # messages
 
     @property
     def damage(self) -> Sequence[str]:
         """What of the bag could not be read so far, and why; complete once all frames were taken."""
-        return self._recording.damage
+        lost = (
+            f"{self._timeless:,} of the messages of {self.topic.name} have no time from 1970 to 2262, and are left out"
+        )
+        return [*self._recording.damage, *([lost] if self._timeless else [])]
 
     @property
     def share(self) -> float:
@@ -70,7 +76,11 @@ class FrameSource:
         return self._recording.share
 
     def __iter__(self) -> Iterator[BagFrame]:
-        return (read_frame(self.topic.kind, message) for message in self._recording.messages(self.topic))
+        for message in self._recording.messages(self.topic):
+            if _is_time(message.log_time_ns):
+                yield read_frame(self.topic.kind, message)
+            else:
+                self._timeless += 1
 
     def close(self) -> None:
         """Close the files."""
@@ -115,7 +125,7 @@ def read_frame(kind: str, raw: RawMessage) -> BagFrame:
         kind: "sensor_msgs/msg/Image" or "sensor_msgs/msg/CompressedImage".
         raw: As it was recorded; message by message compression is undone.
     """
-    frame = BagFrame(raw.log_time_ns, raw.log_time_ns, "", None, raw.error, raw.data)
+    frame = BagFrame(raw.log_time_ns, min(raw.log_time_ns, _LAST_STAMP_NS), "", None, raw.error, raw.data)
     if raw.error:
         return frame
     try:
@@ -123,10 +133,17 @@ def read_frame(kind: str, raw: RawMessage) -> BagFrame:
             frame = replace(frame, message=decompress(raw.data))
         reader = CdrReader(frame.message)
         seconds, nanoseconds = reader.number("int32"), reader.number("uint32")
+        if nanoseconds >= 1_000_000_000:
+            raise DataError(f"its stamp has {nanoseconds:,} nanoseconds beside its seconds", "record it again")
         frame = replace(frame, stamp_ns=seconds * 1_000_000_000 + nanoseconds, frame_id=reader.text())
         return replace(frame, image=_compressed_image(reader) if kind == COMPRESSED_IMAGE else _image(reader))
     except DataError as error:
         return replace(frame, error=f"{error.problem}; {error.fix}")
+
+
+def _is_time(value: object) -> bool:
+    """Say whether a bag's value is a time: SQLite keeps anything in any column, and MCAP's times have 64 bits."""
+    return isinstance(value, int) and 0 <= value < _END_OF_TIME_NS
 
 
 def _image(reader: CdrReader) -> ByteArray:
@@ -168,9 +185,8 @@ def _open_file(path: Path, undo: ExitStack) -> Recording:
 
 
 def _open_folder(folder: Path, undo: ExitStack) -> Recording:
-    here = sorted(
-        (file for file in folder.iterdir() if file.name.endswith(_SUFFIXES)), key=lambda f: natural_order(f.name)
-    )
+    bags = (file for file in folder.iterdir() if file.name.endswith(_SUFFIXES) and not file.name.startswith("."))
+    here = sorted(bags, key=lambda file: natural_order(file.name))
     metadata = folder / "metadata.yaml"
     listed = _listed_files(metadata) if metadata.is_file() else []
     if not here and not listed:
@@ -182,10 +198,28 @@ def _open_folder(folder: Path, undo: ExitStack) -> Recording:
     present = [file for file in found.values() if file is not None]
     if not present:
         raise DataError(f"the files that {metadata} lists are not there: {', '.join(names)}", "copy the whole folder")
-    gone = [
+    damage = [
         f"{folder / name} is not there, though metadata.yaml lists it" for name, file in found.items() if file is None
     ]
-    return JoinedRecording([_open_file(file, undo) for file in present], gone)
+    known = {name.removesuffix(".zstd") for name in names}  # what was compressed may also lie there unpacked
+    damage += [
+        f"{file} is left out, for metadata.yaml does not list it"
+        for file in here
+        if file.name.removesuffix(".zstd") not in known
+    ]
+    return _join(present, damage, undo)
+
+
+def _join(files: Sequence[Path], damage: list[str], undo: ExitStack) -> JoinedRecording:
+    parts, failed = [], []
+    for file in files:
+        try:
+            parts.append(_open_file(file, undo))
+        except DataError as error:  # a recorder that lost power leaves its last file empty
+            failed.append(error)
+    if not parts:
+        raise failed[0]
+    return JoinedRecording(parts, [*damage, *(error.problem for error in failed)])
 
 
 def _present(file: Path) -> Path | None:
@@ -197,8 +231,9 @@ def _present(file: Path) -> Path | None:
 def _listed_files(metadata: Path) -> list[str]:
     """Return the file names of a bag in order; where the list is not as rosbag2 writes it, none."""
     block = re.search(r"^\s*relative_file_paths:\s*\n((?:\s*- .*\n?)+)", metadata.read_text("utf-8", "replace"), re.M)
-    names = re.findall(r"- (.*)", block[1]) if block else []
-    return [Path(name.strip().strip("'\"")).name for name in names]  # early versions name the folder too
+    paths = re.findall(r"- (.*)", block[1]) if block else []
+    names = [Path(path.strip().strip("'\"")).name for path in paths]  # early versions name the folder too
+    return [name for name in names if name not in ("", "..")]
 
 
 def _choose(topics: Sequence[Topic], wanted: str | None, path: str | Path) -> Topic:

@@ -91,8 +91,8 @@ class CdrWriter:
         self._bytes += struct.pack(code, value)
 
     def text(self, value: str) -> None:
-        """Write a string."""
-        self.octets(value.encode() + b"\0")
+        """Write a string, with question marks for what is no text, such as bytes of a file's name that are no UTF-8."""
+        self.octets(value.encode("utf-8", "replace") + b"\0")
 
     def octets(self, value: bytes) -> None:
         """Write a sequence of bytes."""

@@ -53,6 +53,7 @@ class McapRecording:
                 raise DataError(f"{path} is no MCAP file", "pass a bag that was recorded with ROS 2, or convert it")
             contents = _read_summary(file, self._size)
         self._channels, counts = contents or self._count()
+        self._place = 0
         totals: Counter[Key] = Counter()  # several publishers of one topic are several channels
         for channel, key in self._channels.items():
             totals[key] += counts[channel]
@@ -109,6 +110,7 @@ class McapRecording:
                     record = next(records)
                 except Exception as error:  # whatever the bytes of a damaged record lead to
                     self._note(f"is cut off or damaged at byte {self._place:,} of {self._size:,}", error)
+                    self._place = self._size
                     return
                 if isinstance(record, DataEnd):
                     self._place = self._size

@@ -56,6 +56,6 @@ def pictures_in(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
 
 
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Give the key by which numbers in names sort as numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Give the key by which numbers in names sort as numbers; 01 and 1 are told apart by the name itself."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)], name

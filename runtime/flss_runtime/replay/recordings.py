@@ -76,6 +76,7 @@ class JoinedRecording:
 
     def __init__(self, parts: Sequence[Recording], damage: Sequence[str] = ()) -> None:
         self._parts = parts
+        self._read = 0  # parts
         self._known = list(damage)
         merged: dict[tuple[str, str, str], Topic] = {}
         for topic in (topic for part in parts for topic in part.topics):
@@ -94,9 +95,14 @@ class JoinedRecording:
     @property
     def share(self) -> float:
         """How much `messages` has gone through; every file counts alike."""
-        return sum(part.share for part in self._parts) / len(self._parts)
+        within = self._parts[self._read].share if self._read < len(self._parts) else 0.0
+        return (self._read + within) / len(self._parts)
 
     def messages(self, topic: Topic) -> Iterator[RawMessage]:
-        """Yield the messages of a topic, file by file."""
+        """Yield the messages of a topic, file by file; a file that lacks it is passed over."""
+        self._read = 0
         for part in self._parts:
-            yield from part.messages(topic)
+            for own in part.topics:  # its count is of this file alone
+                if replace(own, count=topic.count) == topic:
+                    yield from part.messages(own)
+            self._read += 1

@@ -35,7 +35,12 @@ class SqliteRecording:
         try:
             self._database.execute("PRAGMA writable_schema=ON")  # else SQLite refuses a file that was cut off entirely
             rows = self._database.execute("SELECT id, name, type, serialization_format FROM topics ORDER BY id")
-            self._ids = {(name, kind, form): key for key, name, kind, form in rows}
+            self._ids: dict[tuple[str, str, str], int] = {}
+            for key, *topic in rows:
+                if all(isinstance(each, str) for each in topic):
+                    self._ids[topic[0], topic[1], topic[2]] = key
+                else:
+                    self.damage.append(f"{path} has a topic whose name, type and serialisation are {topic}")
         except sqlite3.Error as error:
             self.close()
             raise _unreadable(path, error) from error
@@ -47,7 +52,6 @@ class SqliteRecording:
     def messages(self, topic: Topic) -> Iterator[RawMessage]:
         """Yield the messages of a topic, as `Recording.messages`."""
         key = self._ids.get((topic.name, topic.kind, topic.serialization))
-        self.damage.clear()
         number = 0
         try:
             rows = self._database.execute("SELECT timestamp, data FROM messages WHERE topic_id = ? ORDER BY id", (key,))
