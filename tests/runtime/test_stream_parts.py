@@ -197,6 +197,17 @@ class TestTemporalVote:
         assert vote.update(unanswered(Status.SUPERSEDED, ""), SECOND + 1) is None  # the first one is too old by now
         assert [vote.update(accepted(0), 10 * SECOND + at) for at in range(3)] == [None, None, 0]
 
+    def test_old_frames_do_not_count_in_whatever_order_they_come(self) -> None:
+        vote = TemporalVote(3, 2, max_age_s=1.0)
+        times = (20, 15, 5, 22)  # tenths of a second; the third one is too old when it comes
+        decisions = REJECTED, accepted(4), accepted(4), accepted(4)
+        found = [vote.update(decision, at * SECOND // 10) for decision, at in zip(decisions, times, strict=True)]
+        assert found == [None, None, None, 4]
+        vote = TemporalVote(5, 3, max_age_s=1.0)
+        vote.update(REJECTED, 20 * SECOND)
+        assert [vote.update(accepted(4), at * SECOND // 10) for at in (195, 196, 205)] == [None, None, 4]
+        assert vote.update(accepted(4), 208 * SECOND // 10) is None, "two are too old, behind one that is not"
+
     def test_as_counted_from_the_beginning(self) -> None:
         draw = np.random.default_rng(0)
         for frames, needed in ((1, 1), (4, 3), (7, 4), (9, 9)):

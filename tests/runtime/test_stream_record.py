@@ -6,13 +6,14 @@ import json
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from flss_runtime.errors import DataError, OutputError, UncalibratedError
+from flss_runtime.errors import DataError, OutputError, UncalibratedError, UsageError
 from flss_runtime.noise import KeyedNoise, SystemNoise, read_key
 from flss_runtime.opening import open_classifier
 from flss_runtime.stream import FrameRecorder, FrameRecords
@@ -115,6 +116,39 @@ def test_a_full_disk_stops_nothing(
         for image in random_images(tiny, 3):
             assert stream.classify(image).decision.top_label is not None
     assert len([record for record in caplog.records if "cannot be recorded" in record.message]) == 1
+
+
+def test_a_stamp_of_numpy_is_a_stamp_and_a_fraction_is_none(tiny: TinyModel, bundle: Bundle, tmp_path: Path) -> None:
+    path, image = tmp_path / "frames.jsonl", random_images(tiny, 1)[0]
+    with opened(bundle, Results(), record=FrameRecorder(path)) as stream:
+        assert type(stream.classify(image, stamp=np.int64(7)).stamp) is int
+        for wrong in (1.5, "soon", np.float64(2)):
+            with pytest.raises(UsageError, match="the stamp is"):
+                stream.submit(image, stamp=wrong)  # type: ignore[arg-type]
+        assert stream.health().submitted == 1, "a refused frame is none"
+    assert [frame["stamp"] for _, frame in FrameRecords(path)] == [7]
+
+
+def test_a_line_that_cannot_be_written_costs_no_other_one(
+    tiny: TinyModel, bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, results = tmp_path / "frames.jsonl", Results()
+    with opened(bundle, results) as stream:
+        for number, image in enumerate(random_images(tiny, 4)):
+            stream.classify(image, stamp=number)
+    recorder = FrameRecorder(path, {"record_key": "drive.key"})
+    recorder.begin({})
+    for result in results.all:
+        odd = result.frame in (1, 2)
+        recorder.write(replace(result, stamp=np.int64(1)) if odd else result)  # type: ignore[arg-type]
+    with caplog.at_level(logging.ERROR, "flss_runtime"):
+        recorder.close()
+    assert [(header["record_key"], frame["frame"]) for header, frame in FrameRecords(path)] == [
+        ("drive.key", 0),
+        ("drive.key", 3),
+    ]
+    assert recorder.lost == 2
+    assert ["int64" in record.message for record in caplog.records] == [True], "said, and said once"
 
 
 def test_after_the_end_frames_are_counted_as_lost(tiny: TinyModel, bundle: Bundle, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import math
+import operator
 import os
 import threading
 import time
@@ -137,7 +138,7 @@ class StreamClassifier:
             The number of the frame, from 0.
 
         Raises:
-            UsageError: The stream is closed, or belongs to a parent process.
+            UsageError: The stream is closed, or belongs to a parent process; or the stamp is no whole number.
         """
         return self._submit(image, stamp, source, None)
 
@@ -198,7 +199,7 @@ class StreamClassifier:
     def _submit(self, image: object, stamp: int | None, source: object, box: SimpleQueue[StreamResult] | None) -> int:
         now = time.monotonic_ns()
         self._refuse_fork()
-        frame = Frame(stamp, source, now, NEVER if self._deadline_ns is None else now + self._deadline_ns, box)
+        frame = Frame(_whole(stamp), source, now, NEVER if self._deadline_ns is None else now + self._deadline_ns, box)
         thread = threading.get_ident()
         try:
             self._submitting.add(thread)
@@ -274,6 +275,16 @@ class StreamClassifier:
         finally:
             if self._record is not None:
                 self._record.close()
+
+
+def _whole(stamp: int | None) -> int | None:
+    """Return a stamp as Python's own integer: NumPy's, which a bag's reader may give, is none of JSON's."""
+    if stamp is None:
+        return None
+    try:
+        return operator.index(stamp)
+    except TypeError as error:
+        raise UsageError(f"the stamp is {stamp!r}", "pass nanoseconds as a whole number, or None") from error
 
 
 def _check_times(deadline_s: float | None, stall_s: float, reduced: SmoothingPolicy | None) -> None:

@@ -33,6 +33,7 @@ class FrameRecorder:
 
     Args:
         path: The file.
+        notes: JSON values for the headers, beside what the stream says of itself.
 
     Attributes:
         lost: Frames that could not be written.
@@ -41,15 +42,16 @@ class FrameRecorder:
         OutputError: It cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
         self.lost = 0
+        self._notes = dict(notes or {})
         self._file = _open(self.path)
         self._class_names: tuple[str, ...] = ()
         self._lines: deque[Json] = deque()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
-        self._failed = False
+        self._reported: set[type[Exception]] = set()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write the header of a stream; the stream does that when it is open.
@@ -58,7 +60,7 @@ class FrameRecorder:
             facts: JSON values: what decides, the names of the classes, policies and versions.
         """
         self._class_names = tuple(facts.get("class_names", ()))
-        self._lines.append({"header": {"schema_version": SCHEMA_VERSION, "created": utc_now(), **facts}})
+        self._lines.append({"header": {"schema_version": SCHEMA_VERSION, "created": utc_now(), **self._notes, **facts}})
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="flss-record", daemon=True)
             self._thread.start()
@@ -81,29 +83,42 @@ class FrameRecorder:
             self._file.close()
 
     def _run(self) -> None:
-        while not self._ending.wait(_EVERY_S):
-            self._flush()
-        self._flush()
-        self.lost += len(self._lines)
         try:
-            self._file.close()
-        except OSError as error:
-            self._report(error)
+            while not self._ending.wait(_EVERY_S):
+                self._flush()
+            self._flush()
+        finally:
+            self._ending.set()  # also where this thread fails: what comes now is counted as lost
+            self.lost += len(self._lines)
+            try:
+                self._file.close()
+            except OSError as error:
+                self._report(error)
 
     def _flush(self) -> None:
-        """Write what there is; what could not be written is tried again."""
+        """Write what there is; what the disk does not take is tried again."""
         try:
             while self._lines:
-                self._file.write(json.dumps(self._lines[0], separators=(",", ":")).encode() + b"\n")
+                self._file.write(self._encoded(self._lines[0]))
                 self._lines.popleft()
             self._file.flush()
         except OSError as error:  # a full disk: the stream goes on without its record
             self._report(error)
 
-    def _report(self, error: OSError) -> None:
-        if not self._failed:
-            self._failed = True
-            _log.error("frames cannot be recorded in %s: %s", self.path, error.strerror or error)
+    def _encoded(self, entry: Json) -> bytes:
+        """Return its line; nothing where it has none, for one frame must not cost the others their record."""
+        try:
+            return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        except Exception as error:
+            self.lost += 1
+            self._report(error)
+            return b""
+
+    def _report(self, error: Exception) -> None:
+        if type(error) not in self._reported:  # once a kind, as the stream itself does
+            self._reported.add(type(error))
+            what = error.strerror or error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            _log.error("frames cannot be recorded in %s: %s", self.path, what)
 
 
 class FrameRecords:

@@ -33,7 +33,8 @@ class TemporalVote:
         if max_age_s is not None and not 0 < max_age_s < math.inf:
             raise UsageError(f"max_age_s is {max_age_s}", "pass a time > 0 in seconds, or None")
         self.frames, self.needed, self.max_age_s = frames, needed, max_age_s
-        self._max_age_ns = None if max_age_s is None else round(max_age_s * 1e9)
+        self._max_age_ns = math.inf if max_age_s is None else round(max_age_s * 1e9)
+        self._newest = -math.inf
         self._last: deque[tuple[int | None, int]] = deque()  # label, when
         self._votes: dict[int, int] = {}  # class -> frames among the last that were accepted as it
 
@@ -42,27 +43,36 @@ class TemporalVote:
 
         Args:
             decision: Its decision.
-            at_ns: When it was taken, in nanoseconds of any clock that does not go back.
+            at_ns: When it was taken, in nanoseconds of any clock that does not go back. The frames may come in another
+                order: one that is refused at once overtakes the one that runs.
 
         Returns:
             The class that enough frames agree on, None where none has enough.
         """
-        if decision.status is not Status.SUPERSEDED:
+        self._newest = max(self._newest, at_ns)
+        oldest = self._newest - self._max_age_ns
+        if self.max_age_s is not None:
+            self._forget_before(oldest)
+        if decision.status is not Status.SUPERSEDED and at_ns >= oldest:
             self._last.append((decision.label, at_ns))
             if decision.label is not None:
                 self._votes[decision.label] = self._votes.get(decision.label, 0) + 1
             if len(self._last) > self.frames:
-                self._forget()
-        if self._max_age_ns is not None:
-            while self._last and at_ns - self._last[0][1] > self._max_age_ns:
                 self._forget()
         for label, votes in self._votes.items():
             if votes >= self.needed:
                 return label
         return None
 
+    def _forget_before(self, oldest: float) -> None:
+        for _ in range(len(self._last)):  # all of them, for they need not be in order
+            if self._last[0][1] < oldest:
+                self._forget()
+            else:
+                self._last.rotate(-1)
+
     def _forget(self) -> None:
-        """Leave the oldest frame out."""
+        """Leave the frame out that came first."""
         label, _ = self._last.popleft()
         if label is None:
             return
