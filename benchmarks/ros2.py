@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     frames = [*(pool.as_frames(_size(options.frame)) if options.frame else pool).images[:64]]
     blocks: dict[str, list[list[float]]] = {name: [] for name in ARMS}
     with ExitStack() as stack:
-        node = stack.enter_context(_node(bundle, options))
+        node = stack.enter_context(_node(bundle, frames, options))
         arms: dict[str, Handed] = {
             "bare": stack.enter_context(_bare(bundle, options)),
             "stream": stack.enter_context(_stream(bundle, options)),
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "frames": options.frames,
             "rounds": options.rounds,
             "rmw": rclpy.get_rmw_implementation_identifier(),
-            "ros": os.environ.get("ROS_DISTRO", "jazzy"),
+            "ros": os.environ.get("ROS_DISTRO"),
         },
         "results": describe(blocks, stages),
         "validity": {"valid": not flags, "flags": flags, "counters": counters},
@@ -144,13 +144,13 @@ def run_round(arm: Handed, frames: list[NDArray[np.uint8]], count: int, hz: floa
 
 
 class NodeArm:
-    """Sends an image to the node and waits for its decision."""
+    """Sends one of the frames to the node and waits for its decision."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, frames: list[NDArray[np.uint8]]) -> None:
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(node)
         self._decision: Decision | None = None
-        self._messages: dict[int, Image] = {}  # of each frame, made once: making them is not what is measured
+        self._messages = {id(frame): _message(frame) for frame in frames}  # making them is not what is measured
         self._number = 0
         self.stages: list[tuple[float, float, float, float]] = []
         self.camera = node.create_publisher(Image, "image", qos_profile_sensor_data)
@@ -162,7 +162,7 @@ class NodeArm:
         Raises:
             InferenceError: The node did not decide it in time.
         """
-        message = self._messages.get(id(frame)) or self._message(frame)
+        message = self._messages[id(frame)]
         self._number += 1
         message.header.stamp.sec = self._number
         self._decision = None
@@ -179,20 +179,20 @@ class NodeArm:
             raise InferenceError(f"the node's decision is {decision.status}: {decision.reason}", "see what it printed")
         self.stages.append((taken, decision.wait_ms, decision.classify_ms, decision.total_ms))
 
-    def _message(self, frame: NDArray[np.uint8]) -> Image:
-        height, width, _ = frame.shape
-        message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
-        message.data = frame.tobytes()
-        self._messages[id(frame)] = message
-        return message
-
     def _decided(self, decision: Decision) -> None:
         if decision.header.stamp.sec == self._number:
             self._decision = decision
 
 
+def _message(frame: NDArray[np.uint8]) -> Image:
+    height, width, _ = frame.shape
+    message = Image(height=height, width=width, encoding="rgb8", step=3 * width)
+    message.data = frame.tobytes()
+    return message
+
+
 @contextmanager
-def _node(bundle: Bundle, options: argparse.Namespace) -> Iterator[NodeArm]:
+def _node(bundle: Bundle, frames: list[NDArray[np.uint8]], options: argparse.Namespace) -> Iterator[NodeArm]:
     script = Path(get_package_prefix("flss_edge_ros")) / "lib" / "flss_edge_ros" / "flss_edge_node"
     given = {"bundle_path": str(bundle.path.resolve()), "engine": options.engine, "threads": options.threads}
     given |= {"autostart": "true", "deadline_ms": 1000.0}
@@ -201,7 +201,7 @@ def _node(bundle: Bundle, options: argparse.Namespace) -> Iterator[NodeArm]:
     process = subprocess.Popen([str(script), "--ros-args", *parameters], stdout=sys.stderr)
     try:
         camera = Node("camera")
-        arm = NodeArm(camera)
+        arm = NodeArm(camera, frames)
         end = time.monotonic() + 60
         while not (arm.camera.get_subscription_count() and camera.count_publishers("/flss_edge/decision")):
             if time.monotonic() > end or process.poll() is not None:
@@ -211,7 +211,11 @@ def _node(bundle: Bundle, options: argparse.Namespace) -> Iterator[NodeArm]:
         yield arm
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         rclpy.try_shutdown()
 
 

@@ -143,7 +143,7 @@ class Robot:
 
         def came() -> bool:
             while self.diagnostics:
-                status = self.diagnostics.pop(0).get(f"flss_edge: {part}")
+                status = self.diagnostics.pop(0).get(f"/flss_edge: {part}")
                 if status is not None and true(status):
                     found.append(status)
                     return True

@@ -192,6 +192,24 @@ def test_a_signal_while_it_is_configured(robot: Robot, run_node: Start, moody: P
     assert node.end(signal.SIGTERM) == 128 + signal.SIGTERM, node.text
 
 
+def test_a_second_signal_ends_it_at_once(
+    robot: Robot, run_node: Start, tiny: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that hangs while it is warmed up cannot be interrupted."""
+    monkeypatch.setattr(moody_module, "_TRIPS", 20_000)
+    monkeypatch.setattr(moody_module, "_GREY", 1)  # the grey of the warm-up is work for a minute
+    bundle = moody_module.write_moody(tmp_path / "hanging.bundle", tiny)
+    node = run_node(bundle_path=str(bundle.path), autostart=True)
+    robot.until(lambda: robot.node.count_publishers("/flss_edge/decision"), what="it is being configured")
+    robot.sleep(0.5)
+    node.process.send_signal(signal.SIGINT)
+    robot.sleep(1)
+    assert node.process.poll() is None, "the first one lets it end in order"
+    start = time.monotonic()
+    assert node.end(signal.SIGTERM) == 128 + signal.SIGTERM, node.text
+    assert time.monotonic() - start < 5
+
+
 def test_an_image_topic_that_ros_does_not_know(robot: Robot, run_node: Start, moody: Path) -> None:
     node = run_node(bundle_path=str(moody), image_topic="no topic!", autostart=True)
     assert robot.state() == "unconfigured" and "image_topic is 'no topic!'" in node.text

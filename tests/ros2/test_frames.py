@@ -75,7 +75,7 @@ def drive(robot: Robot, run_node: Start, bundle: Path, tmp_path: Path, images: l
         assert decision.header == sent[decision.header.stamp.sec] == classification.header
         assert (decision.status == Decision.ACCEPTED) == decision.accepted == bool(decision.label)
         assert [(each.class_id, each.score) for each in classification.results] == (
-            [(decision.label, pytest.approx(decision.vote_share))] if decision.accepted else []
+            [(str(decision.label_index), pytest.approx(decision.vote_share))] if decision.accepted else []
         )
     statuses = Counter(decision.status for decision in robot.decisions)
     assert set(statuses) <= {Decision.ACCEPTED, Decision.LOW_VOTE, Decision.SUPERSEDED, Decision.DEADLINE}

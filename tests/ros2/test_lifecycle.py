@@ -15,6 +15,8 @@ pytest.importorskip("rclpy", reason="needs ROS 2: make test-ros2")
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 
+from flss_runtime.noise import read_key
+from flss_runtime.stream import FrameRecords
 from tests.runtime.conftest import TinyModel
 from tests.runtime.moody import moody_image
 
@@ -100,6 +102,21 @@ def test_what_cannot_be_configured_is_said_and_can_be_mended(
     assert not robot.change(CONFIGURE) and "not calibrated for N = 33" in node.text
     assert not robot.set("num_samples", 20)
     assert robot.change(CONFIGURE) and robot.state() == "inactive"
+
+
+def test_each_stream_has_a_key_of_its_own(
+    robot: Robot, run_node: Start, moody: Path, tiny: TinyModel, tmp_path: Path
+) -> None:
+    record, key = tmp_path / "drive.jsonl", tmp_path / "drive.key"
+    run_node(bundle_path=str(moody), record_path=str(record), record_key=str(key), reduced_samples=33)
+    assert not robot.change(CONFIGURE) and not key.exists(), "it has no use"
+    assert not robot.set("reduced_samples", 0)
+    for _ in range(2):
+        robot.activate()
+        robot.see(image_message(moody_image(tiny)))
+        assert robot.change(DEACTIVATE) and robot.change(CLEANUP)
+    assert [header["record_key"] for header, _ in FrameRecords(record)] == ["drive.key", "drive.key.2"]
+    assert read_key(key) != read_key(tmp_path / "drive.key.2") and not list(tmp_path.glob("*.key.3"))
 
 
 def test_parameters_are_refused_when_they_are_wrong_and_when_they_are_in_use(

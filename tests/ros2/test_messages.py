@@ -19,11 +19,20 @@ from rclpy.serialization import deserialize_message, serialize_message
 from std_msgs.msg import Header
 
 import flss_edge
-from flss_edge_ros.diagnostics import ERROR, OK, STALE, WARN, drift_status, stream_level
-from flss_edge_ros.messages import ResultMessages
+from flss_edge_ros.diagnostics import (
+    ERROR,
+    OK,
+    STALE,
+    WARN,
+    drift_status,
+    stream_level,
+    stream_status,
+    unconfigured_status,
+)
+from flss_edge_ros.messages import ResultMessages, label_info
 from flss_edge_ros.parameters import Settings
 from flss_edge_ros.window import ResultWindow
-from flss_runtime.decision import Decision, Status
+from flss_runtime.decision import Decision, SmoothingPolicy, Status
 from flss_runtime.errors import UsageError
 from flss_runtime.replay.decision_message import STATUS_CODES, decision_values, encode_decision
 from flss_runtime.stream import Origin, StreamHealth, StreamResult, StreamState, Timing
@@ -78,7 +87,10 @@ def test_the_message_is_used_again_without_traces() -> None:
 def test_a_rejected_image_has_no_results() -> None:
     messages = ResultMessages(NAMES)
     accepted = messages.classification(ACCEPTED)
-    assert [(each.class_id, each.score) for each in accepted.results] == [("dög", 0.93)]
+    assert [(each.class_id, each.score) for each in accepted.results] == [("1", 0.93)]
+    info = label_info(NAMES, SmoothingPolicy(100), header().stamp)
+    names = {str(each.class_id): each.class_name for each in info.class_map}
+    assert names[accepted.results[0].class_id] == "dög", "whoever reads both has the name"
     assert list(messages.classification(REJECTED).results) == [] == list(messages.classification(FAULT).results)
     assert accepted.header == header()
 
@@ -102,8 +114,10 @@ def test_the_shipped_files_name_parameters_that_there_are() -> None:
     package = ROS2 / "flss_edge_ros"
     values = yaml.safe_load((package / "config" / "params.yaml").read_text("utf-8"))["/**"]["ros__parameters"]
     assert Settings(**values).deadline_ms == 100
-    launched = re.findall(r'"(\w+)": ParameterValue', (package / "launch" / "flss_edge.launch.py").read_text("utf-8"))
-    assert len(launched) == 4 and set(launched) <= {each.name for each in fields(Settings)}
+    launch = (package / "launch" / "flss_edge.launch.py").read_text("utf-8")
+    launched = re.findall(r'Argument\("\w+", "(\w+)", (\w+)', launch)
+    assert len(launched) == 4 and set(launched) <= {(each.name, str(each.type)) for each in fields(Settings)}
+    assert re.findall("default_value=(.+?),", launch) == ['""', "str(PARAMETERS)", '""'], "else it beats the file"
 
 
 def test_there_is_one_version() -> None:
@@ -168,11 +182,27 @@ def test_levels(
 def test_drift_is_a_warning_and_too_few_frames_are_none() -> None:
     share = {"now": 0.4, "interval": [0.3, 0.5], "reference": 0.1, "reference_interval": [0.05, 0.2]}
     report = {"state": "drifting", "reason": "more rejected", "fix": "", "shares": {"rejected": share}, "evidence": 1.0}
-    status = drift_status(report, "c10.bundle")
+    status = drift_status("/flss_edge", report, "c10.bundle")
     assert (status.level, status.message) == (WARN, "drifting: more rejected")
     assert {pair.key: pair.value for pair in status.values}["rejected, now"] == "0.4"
-    assert drift_status({**report, "state": "insufficient"}, "b").level == OK
-    assert drift_status({**report, "state": "insufficient", "fix": "calibrate"}, "b").level == WARN
+    assert drift_status("/n", {**report, "state": "insufficient"}, "b").level == OK
+    assert drift_status("/n", {**report, "state": "insufficient", "fix": "calibrate"}, "b").level == WARN
+
+
+def test_two_nodes_can_be_told_apart() -> None:
+    report = {"state": "ok", "reason": "", "fix": "", "shares": {}}
+    made = [
+        status
+        for node in ("/left/flss_edge", "/right/flss_edge")
+        for status in (
+            stream_status(node, OK, "", health(), WINDOW, ORIGIN),
+            unconfigured_status(node, ""),
+            drift_status(node, report, "c10.bundle"),
+        )
+    ]
+    names = ["stream", "stream", "drift"]
+    assert [each.name for each in made[:3]] == [f"/left/flss_edge: {name}" for name in names]
+    assert [each.name for each in made[3:]] == [f"/right/flss_edge: {name}" for name in names]
 
 
 def test_the_window_counts_what_is_recent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def test_a_first_look(real_bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
         "python benchmarks/ros2.py c10.bundle --engine ort --threads 1 --hz 30 --frame 64x48"
     )
     assert [found["n"] for found in result["results"]["arms"].values()] == [15, 15, 15]
+    assert result["config"]["ros"] == os.environ.get("ROS_DISTRO"), "what nobody says is not known"
     assert any(each["name"] == "quick_profile" for each in result["validity"]["flags"])
     assert (
         0

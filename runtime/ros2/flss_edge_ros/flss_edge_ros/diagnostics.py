@@ -49,9 +49,9 @@ def stream_level(
 
 
 def stream_status(
-    level: bytes, message: str, health: StreamHealth, window: Mapping[str, Any], origin: Origin
+    node: str, level: bytes, message: str, health: StreamHealth, window: Mapping[str, Any], origin: Origin
 ) -> DiagnosticStatus:
-    """Return the status of the stream with its figures."""
+    """Return the status of a node's stream with its figures; the node by its fully qualified name."""
     values = {
         **window,
         "state": health.state.value,
@@ -73,11 +73,11 @@ def stream_status(
         "bundle": origin.bundle,
         "bundle_sha256": origin.bundle_sha256,
     }
-    return _status("stream", origin.bundle, level, message, values)
+    return _status(f"{node}: stream", origin.bundle, level, message, values)
 
 
-def drift_status(report: Mapping[str, Any], bundle: str) -> DiagnosticStatus:
-    """Return the status of the drift monitor, from its report.
+def drift_status(node: str, report: Mapping[str, Any], bundle: str) -> DiagnosticStatus:
+    """Return the status of a node's drift monitor, from its report.
 
     A reference that cannot serve is a warning, for somebody asked for the monitor; too few frames so far are none.
     """
@@ -86,19 +86,19 @@ def drift_status(report: Mapping[str, Any], bundle: str) -> DiagnosticStatus:
     values = {key: value for key, value in report.items() if key not in ("shares", "reason", "fix")}
     for name, share in report["shares"].items():
         values[f"{name}, now"], values[f"{name}, reference"] = share["now"], share["reference"]
-    return _status("drift", bundle, level, message, values)
+    return _status(f"{node}: drift", bundle, level, message, values)
 
 
-def unconfigured_status(problem: str) -> DiagnosticStatus:
+def unconfigured_status(node: str, problem: str) -> DiagnosticStatus:
     """Return the status of a node without a stream; `problem` is why it has none, empty where nobody asked for one."""
     if problem:
-        return _status("stream", "", ERROR, f"not configured: {problem}", {})
-    return _status("stream", "", STALE, "not configured", {})
+        return _status(f"{node}: stream", "", ERROR, f"not configured: {problem}", {})
+    return _status(f"{node}: stream", "", STALE, "not configured", {})
 
 
 def _status(name: str, bundle: str, level: bytes, message: str, values: Mapping[str, Any]) -> DiagnosticStatus:
     pairs = [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
-    return DiagnosticStatus(level=level, name=f"flss_edge: {name}", message=message, hardware_id=bundle, values=pairs)
+    return DiagnosticStatus(level=level, name=name, message=message, hardware_id=bundle, values=pairs)
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from queue import SimpleQueue
 from types import FrameType
 
 import rclpy
@@ -24,26 +25,30 @@ _DEFECT = 70  # exit code, as the command line's
 class Ending:
     """Why the process ends; whoever says so wakes the main thread up.
 
-    ROS's own handlers would end the context at once, and the results that are due could not be published any more.
+    ROS's own handlers would end the context at once, and the results that are due could not be published any more. A
+    second signal ends the process at once: an engine that hangs while it is opened cannot be interrupted.
     """
 
     def __init__(self) -> None:
-        self.code = 0
-        self._said = threading.Event()
+        # No Event: a handler that interrupts its own thread in one's lock would wait for itself. A SimpleQueue may be
+        # put to in a handler.
+        self._codes: SimpleQueue[int] = SimpleQueue()
+        self._signals = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._signalled)
 
     def say(self, code: int) -> None:
         """End with an exit code; the first one counts."""
-        if not self._said.is_set():
-            self.code = code
-            self._said.set()
+        self._codes.put(code)
 
-    def wait(self) -> None:
-        """Wait until somebody said so: for the main thread, which runs the handlers of signals."""
-        self._said.wait()
+    def wait(self) -> int:
+        """Wait until somebody said so, and return the code: for the main thread, which runs the handlers of signals."""
+        return self._codes.get()
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(128 + number)
         self.say(128 + number)
 
 
@@ -73,14 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if node.get_parameter("autostart").value is True:
             node.start()
-        _spin_until(node, ending)
+        code = _spin_until(node, ending)
         node.finish()
     finally:
         logging.getLogger("flss_runtime").removeHandler(log)
         node.destroy_node()
         node.context.try_shutdown()
-    _leave_what_hangs(ending.code)
-    return ending.code
+    _leave_what_hangs(code)
+    return code
 
 
 def _leave_what_hangs(code: int) -> None:
@@ -91,8 +96,11 @@ def _leave_what_hangs(code: int) -> None:
         os._exit(code)
 
 
-def _spin_until(node: ClassifierNode, ending: Ending) -> None:
-    """Run the node's callbacks in a thread of their own, for ROS's waiting does not let Python see a signal."""
+def _spin_until(node: ClassifierNode, ending: Ending) -> int:
+    """Run the node's callbacks until the end, and return its exit code.
+
+    In a thread of their own, for ROS's waiting does not let Python see a signal.
+    """
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     enough: Future = Future()
@@ -106,11 +114,12 @@ def _spin_until(node: ClassifierNode, ending: Ending) -> None:
 
     thread = threading.Thread(target=spin, name="flss-ros")
     thread.start()
-    ending.wait()
+    code = ending.wait()
     enough.set_result(None)
     thread.join()
     executor.remove_node(node)
     executor.shutdown()
+    return code
 
 
 if __name__ == "__main__":

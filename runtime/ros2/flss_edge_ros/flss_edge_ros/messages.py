@@ -49,7 +49,7 @@ class ResultMessages:
         if label is None:
             message.results = []
             return message
-        self._hypotheses[0].class_id = self._class_names[label]
+        self._hypotheses[0].class_id = str(label)  # as in the class_map of LabelInfo, which has the name
         self._hypotheses[0].score = result.decision.vote_share
         message.results = self._hypotheses
         return message

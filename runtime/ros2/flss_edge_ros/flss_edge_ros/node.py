@@ -174,7 +174,7 @@ class ClassifierNode(LifecycleNode):
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
         if session is None:
-            array.status = [unconfigured_status(self._problem)]
+            array.status = [unconfigured_status(self.get_fully_qualified_name(), self._problem)]
         else:
             array.status = session.statuses(None if since is None else time.monotonic() - since)
             if since is not None:

@@ -54,7 +54,7 @@ class Settings:
     reduced_samples: int = _number(
         0, "samples where time is short, calibrated for; 0: always num_samples", _MOST_SAMPLES
     )
-    deadline_ms: float = _number(100.0, "longest time from an image in hand to its decision; 0: none", _LONGEST_MS)
+    deadline_ms: float = _number(100.0, "longest time from the decoded image to its decision; 0: none", _LONGEST_MS)
     image_topic: str = _text("image", "topic of the images; of compressed ones without /compressed")
     image_transport: str = _text("raw", "sensor_msgs/Image, or CompressedImage on /compressed", "raw", "compressed")
     image_reliability: str = _text(
@@ -67,7 +67,9 @@ class Settings:
         30, "frames after which the camera sees something independent; 0: no drift monitor", 1_000_000
     )
     record_path: str = _text("", "file that a record of every frame is appended to, JSON lines; empty: none")
-    record_key: str = _text("", "new file for the key of the noise, with which a record is replayed; empty: none")
+    record_key: str = _text(
+        "", "file for the key of the noise, with which a record is replayed; where it exists, FILE.2, …; empty: none"
+    )
     stale_after_ms: float = _number(
         3000.0, "diagnostics say STALE when no image came for so long; 0: never", _LONGEST_MS
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +49,14 @@ class Session:
 
     def __init__(self, node: LifecycleNode, settings: Settings) -> None:
         self.settings = settings
+        self._node = node.get_fully_qualified_name()
         bundle = load_bundle(settings.bundle_path)
         policy = bundle.policy(settings.num_samples or None, settings.sampling)
         self._bundle = bundle
         self._window = ResultWindow()
         self._drift = _drift_monitor(bundle, settings)
         self._messages = messages.ResultMessages(bundle.class_names)
-        with ExitStack() as undo:
+        with _recorded_noise(settings.record_key) as (noise, key_name), ExitStack() as undo:
             qos = decision_qos(settings)
             self._decisions = _lifecycle_publisher(node, undo, Decision, "~/decision", qos)
             self._classifications = None
@@ -62,9 +66,9 @@ class Session:
                 )
             record = None
             if settings.record_path:
-                record = FrameRecorder(settings.record_path)
+                record = FrameRecorder(settings.record_path, {"record_key": key_name})
                 undo.callback(record.close)
-            self._stream = _open_stream(bundle, settings, self._publish, record)
+            self._stream = _open_stream(bundle, settings, noise, self._publish, record)
             undo.callback(self._stream.close)  # before the publishers go: what closing delivers is published
             labels = _publisher(node, undo, String, "~/labels", _LATCHED)
             labels.publish(String(data=messages.labels_json(bundle.class_names, policy, self._stream.origin)))
@@ -93,7 +97,7 @@ class Session:
             time.sleep(0.002)
 
     def heartbeat(self) -> None:
-        """Tell the readers of the decisions that the node lives, unless its stream does not."""
+        """Tell the readers of decisions that the node lives, unless its stream hangs; each decision does so, too."""
         state = self._stream.health().state
         if self.settings.qos_lease_ms and state in (StreamState.RUNNING, StreamState.FAULTED):
             self._decisions.assert_liveliness()
@@ -107,9 +111,9 @@ class Session:
         health, window = self._stream.health(), self._window.summary()
         silent_s = active_s if active_s is None or health.frame_age_s is None else min(active_s, health.frame_age_s)
         level, message = stream_level(health, window, silent_s, self.settings.stale_after_ms / 1000)
-        statuses = [stream_status(level, message, health, window, self._stream.origin)]
+        statuses = [stream_status(self._node, level, message, health, window, self._stream.origin)]
         if self._drift is not None:
-            statuses.append(drift_status(self._drift.report(), self._bundle.path.name))
+            statuses.append(drift_status(self._node, self._drift.report(), self._bundle.path.name))
         return statuses
 
     def close(self) -> None:
@@ -129,7 +133,8 @@ def decision_qos(settings: Settings) -> QoSProfile:
     """Return what is offered to the readers of decisions.
 
     A reader that asks for nothing is compatible with any of it. One that asks for a deadline or a liveliness as long as
-    the offered one or longer is told by ROS when no decision came, or when the node hangs.
+    the offered one or longer is told by ROS when no decision came, or when the node is dead or silent. An engine that
+    hangs is not among that: its images have decisions in time, and each one that is published is a sign of life.
     """
     qos = QoSProfile(depth=10)
     if settings.qos_deadline_ms:
@@ -140,7 +145,30 @@ def decision_qos(settings: Settings) -> QoSProfile:
     return qos
 
 
-def _open_stream(bundle: Bundle, settings: Settings, on_result: Any, record: FrameRecorder | None) -> StreamClassifier:
+@contextmanager
+def _recorded_noise(wanted: str) -> Iterator[tuple[SystemNoise | None, str | None]]:
+    """Yield noise whose key is in a new file, and that file's name; None and None where no key is wanted.
+
+    Where a file lies there already it is FILE.2, FILE.3 and so on, for each stream has a key of its own: a node may be
+    configured and started again. Where what follows fails, the key is of no use, and goes again.
+    """
+    if not wanted:
+        yield None, None
+        return
+    paths = (Path(wanted if number == 1 else f"{wanted}.{number}") for number in count(1))
+    path = next(path for path in paths if not os.path.lexists(path))
+    noise = SystemNoise(record_key=path)
+    try:
+        yield noise, path.name
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _open_stream(
+    bundle: Bundle, settings: Settings, noise: SystemNoise | None, on_result: Any, record: FrameRecorder | None
+) -> StreamClassifier:
     steady = None
     if settings.steady_frames:
         steady = TemporalVote(settings.steady_frames, settings.steady_needed, settings.steady_max_age_ms / 1000 or None)
@@ -152,7 +180,7 @@ def _open_stream(bundle: Bundle, settings: Settings, on_result: Any, record: Fra
         sampling=settings.sampling,
         num_samples=settings.num_samples or None,
         reduced_samples=settings.reduced_samples or None,
-        noise=SystemNoise(record_key=Path(settings.record_key)) if settings.record_key else None,
+        noise=noise,
         threads=settings.threads or None,
         strict=settings.strict,
         deadline_s=settings.deadline_ms / 1000 or None,
