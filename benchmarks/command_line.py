@@ -6,12 +6,13 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flss_runtime.atomic import atomic_write, refuse_existing
 from flss_runtime.errors import BenchmarkInvalid, EngineUnavailable, FLSSError, UsageError
+from flss_runtime.validity import Flag, machine_flags, profile_flags, run_flags
 
 Result = dict[str, Any]
 """What is written as JSON."""
@@ -70,6 +71,35 @@ def run_timing(
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def timing_flags(
+    options: argparse.Namespace, environment: Mapping[str, Any], counters: Sequence[Mapping[str, float | None]]
+) -> list[Flag]:
+    """Return what speaks against times that were taken: a first look, the machine, and what else ran on it.
+
+    Args:
+        options: with `quick` and `threads`.
+        environment: what `describe_environment` returned before.
+        counters: what `Snapshot.until` returned, one a process start.
+    """
+    return [
+        *profile_flags("quick" if options.quick else "standard"),
+        *machine_flags(environment, options.threads),
+        *run_flags(counters, environment["load_average"], environment["logical_cores"]),
+    ]
+
+
+def camera_size(text: str) -> tuple[int, int]:
+    """Return "640x480" as (640, 480).
+
+    Raises:
+        UsageError: it is no such size.
+    """
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UsageError(f"--frame is {text}", "Give width and height in pixels, such as 640x480.")
+    return int(width), int(height)
 
 
 def add_result_options(parser: argparse.ArgumentParser) -> None:

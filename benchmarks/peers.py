@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import add_result_options, require_at_least, run_timing
+from command_line import add_result_options, require_at_least, run_timing, timing_flags
 from peer_loops import plain_loop, smoothing_loop, voting_loop
 from peers_plot import plot_peers
 
@@ -47,7 +47,7 @@ from flss_runtime.images import to_nchw
 from flss_runtime.machine import Snapshot
 from flss_runtime.profiles import PROFILES, Profile
 from flss_runtime.throughput import measure_throughput
-from flss_runtime.validity import Flag, flag, machine_flags, profile_flags, run_flags
+from flss_runtime.validity import Flag, flag
 from flss_runtime.visits import block_medians, frame_seconds, run_blocks, settled, stream, warm_up
 
 MAX_VARIATION = 0.05
@@ -82,11 +82,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             starts.append(pool.submit(one_start, str(options.bundle), vars(options), number).result())
     rows = [row for pair in PAIRS if (row := _compare(pair, starts, options.num_samples)) is not None]
-    flags = profile_flags("quick" if options.quick else "standard")
-    flags += machine_flags(environment, options.threads)
     counters = [start["counters"] for start in starts]
-    flags += run_flags(counters, environment["load_average"], environment["logical_cores"])
-    flags += _variation_flags(rows)
+    flags = timing_flags(options, environment, counters) + _variation_flags(rows)
     return {
         "artifact": {"bundle": bundle.path.name, "digest": bundle.digest},
         "environment": environment,

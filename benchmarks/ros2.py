@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from ament_index_python.packages import get_package_prefix
-from command_line import add_result_options, require_at_least, run_timing
+from command_line import add_result_options, camera_size, require_at_least, run_timing, timing_flags
 from flss_edge_msgs.msg import Decision
 from numpy.typing import NDArray
 from rclpy.executors import SingleThreadedExecutor
@@ -36,14 +36,13 @@ from sensor_msgs.msg import Image
 from flss_runtime.atomic import refuse_existing
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.environment import describe_environment
-from flss_runtime.errors import EngineUnavailable, InferenceError, UsageError
+from flss_runtime.errors import EngineUnavailable, InferenceError
 from flss_runtime.image_pool import load_images
 from flss_runtime.images import fit_image
 from flss_runtime.latency import overhead, summarise
 from flss_runtime.machine import Snapshot
 from flss_runtime.opening import open_classifier
 from flss_runtime.stream import open_stream
-from flss_runtime.validity import machine_flags, profile_flags, run_flags
 
 ARMS = ("bare", "stream", "node")
 WARM_UP = 30  # frames of each arm
@@ -62,7 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the rounds; return the result's JSON values without the command."""
     bundle, environment = load_bundle(options.bundle), describe_environment()
     pool = load_images(bundle)
-    frames = [*(pool.as_frames(_size(options.frame)) if options.frame else pool).images[:64]]
+    frames = [*(pool.as_frames(camera_size(options.frame)) if options.frame else pool).images[:64]]
     blocks: dict[str, list[list[float]]] = {name: [] for name in ARMS}
     with ExitStack() as stack:
         node = stack.enter_context(_node(bundle, frames, options))
@@ -81,9 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"round {number + 1} of {options.rounds}, {name}", file=sys.stderr, flush=True)
         counters = before.until(Snapshot.take())
         stages = np.array(node.stages)
-    flags = profile_flags("quick" if options.quick else "standard")
-    flags += machine_flags(environment, options.threads)
-    flags += run_flags([counters], environment["load_average"], environment["logical_cores"])
+    flags = timing_flags(options, environment, [counters])
     return {
         "artifact": {"bundle": bundle.path.name, "digest": bundle.digest},
         "environment": environment,
@@ -253,13 +250,6 @@ def _summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UsageError(f"--frame is {text}", "Give width and height in pixels, such as 640x480.")
-    return int(width), int(height)
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -276,7 +266,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options.rounds = options.rounds or (3 if options.quick else 30)
     require_at_least(options, frames=2, rounds=2, threads=1, hz=1)
     if options.frame:
-        _size(options.frame)
+        camera_size(options.frame)
     refuse_existing(options.output, options.overwrite)
     return options
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import add_result_options, require_at_least, run_timing
+from command_line import add_result_options, require_at_least, run_timing, timing_flags
 from numpy.typing import NDArray
 from soak_plot import plot_soak
 
@@ -32,7 +32,7 @@ from flss_runtime.errors import CheckFailed, EngineUnavailable
 from flss_runtime.image_pool import load_images
 from flss_runtime.latency import summarise
 from flss_runtime.machine import Snapshot, rss_mib
-from flss_runtime.validity import flag, machine_flags, profile_flags, run_flags
+from flss_runtime.validity import flag
 
 PARTS = 21  # the first one warms up
 MOST_GROWTH = 1.0  # MiB in a million frames
@@ -68,9 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         arm.close()
     counters = before.until(Snapshot.take())
     results = describe(latency_ns, at, resident)
-    flags = profile_flags("quick" if options.quick else "standard")
-    flags += machine_flags(environment, options.threads)
-    flags += run_flags([counters], environment["load_average"], environment["logical_cores"])
+    flags = timing_flags(options, environment, [counters])
     if abs(results["drift"]["share"]) > MOST_DRIFT:
         flags.append(
             flag("drift", f"frames at the end take {1 + results['drift']['share']:.3f} times those at the start")

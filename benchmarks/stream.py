@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import add_result_options, require_at_least, run_timing
+from command_line import add_result_options, camera_size, require_at_least, run_timing
 from numpy.typing import NDArray
 from stream_plot import plot_stream
 
@@ -65,8 +65,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the frames; return the result's JSON values without the command."""
     bundle, environment = load_bundle(options.bundle), describe_environment()
     pool = load_images(bundle)
-    if options.frame is not None:
-        pool = pool.as_frames(options.frame)
+    if options.frame:
+        pool = pool.as_frames(camera_size(options.frame))
     images = [pool.images[index] for index in pool.order(0)]
     period_ns = round(1e9 / options.rate)
     deadlines_ms, runs, counters = {"roomy": period_ns / 1e6}, [], []
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "num_samples": options.num_samples,
             "frames": options.frames,
             "rate_hz": options.rate,
-            "frame": None if options.frame is None else list(options.frame),
+            "frame": list(camera_size(options.frame)) if options.frame else None,
             "input": bundle.input.to_json(),
         },
         "results": {"runs": runs, "limit_ms": None if options.quick else LIMIT_MS},
@@ -258,7 +258,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--frames", type=int, help="a run; by default 3,000, with --quick 300; p99.9 needs 6,636")
     parser.add_argument("--rate", type=float, default=30.0, help="frames a second")
-    parser.add_argument("--frame", type=_size, help="camera frames of this size, such as 640x480, to be fitted")
+    parser.add_argument("--frame", help="camera frames of this size, such as 640x480, to be fitted")
     parser.add_argument("-n", "--num-samples", type=int, default=100)
     parser.add_argument("--engine", default="ort")
     parser.add_argument("--threads", type=int, default=1)
@@ -267,14 +267,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.frames is None:
         options.frames = 300 if options.quick else 3000
+    if options.frame:
+        camera_size(options.frame)
     require_at_least(options, frames=2 * BLOCK, rate=1, threads=1, num_samples=1)
     refuse_existing(options.output, options.overwrite)
     return options
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

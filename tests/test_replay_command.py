@@ -76,7 +76,8 @@ def test_a_drive_becomes_a_table_a_bag_a_report_and_a_picture(
         name: statuses.count(code) for name, code in (("accepted", 0), ("low_vote", 1)) if code in statuses
     }
     assert sum(row["frames"] for row in results["classes"]) == 60
-    assert results["drift"]["state"] in ("ok", "insufficient", "drifting") and results["damage"] == []
+    assert results["drift"]["state"] == "insufficient" and "only 60 frames" in results["drift"]["reason"]
+    assert results["damage"] == []
     (row, *classes) = [
         line for line in done.out.splitlines() if line.strip().startswith(("all", *("cat", "dog", "fox")))
     ]

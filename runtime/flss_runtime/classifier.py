@@ -11,7 +11,16 @@ import numpy as np
 
 from flss_runtime.batches import Batches, Images
 from flss_runtime.contract import check_gate
-from flss_runtime.decision import Decision, IntArray, SmoothingPolicy, Status, confidences, decide, decide_cascade
+from flss_runtime.decision import (
+    Decision,
+    IntArray,
+    SmoothingPolicy,
+    Status,
+    confidences,
+    decide,
+    decide_cascade,
+    unanswered,
+)
 from flss_runtime.engines import Engine
 from flss_runtime.errors import DataError, InferenceError, UsageError
 from flss_runtime.images import FloatArray, InputSpec, check_image
@@ -91,13 +100,15 @@ class SmoothedClassifier:
         """
         if isinstance(images, np.ndarray) and images.ndim == 3:  # the hot path: one camera frame
             problem = check_image(images, self.input)
-            return [_invalid(problem)] if problem else self._decide(self._batches.stack([images]))
+            return (
+                [unanswered(Status.INVALID_INPUT, problem)] if problem else self._decide(self._batches.stack([images]))
+            )
         frames, problems = self._batches.checked(images)
         answers: Iterator[Decision] = iter(())
         valid = [frame for frame, problem in zip(frames, problems, strict=True) if not problem]
         if valid:
             answers = iter([decision for pixels in self._batches.of_valid(valid) for decision in self._decide(pixels)])
-        return [_invalid(problem) if problem else next(answers) for problem in problems]
+        return [unanswered(Status.INVALID_INPUT, each) if each else next(answers) for each in problems]
 
     def vote(self, images: Images) -> IntArray:
         """Give the class each latent sample of each image votes for.
@@ -240,10 +251,6 @@ class SmoothedClassifier:
         logits, choices = self.sampler.sample(pixels, self.noise, policy.num_samples, policy.noise_scale)
         _check_finite(self.sampler, logits)
         return logits, choices
-
-
-def _invalid(reason: str) -> Decision:
-    return Decision(None, None, 0, 0.0, Status.INVALID_INPUT, reason=reason)
 
 
 def check_policy(policy: SmoothingPolicy, has_gate: bool) -> None:

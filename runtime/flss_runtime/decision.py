@@ -126,6 +126,11 @@ class Decision:
         return self.label is not None
 
 
+def unanswered(status: Status, reason: str) -> Decision:
+    """Make the decision of an image that nothing voted on."""
+    return Decision(None, None, 0, 0.0, status, reason=reason)
+
+
 def tally(choices: npt.NDArray[np.integer[Any]]) -> tuple[IntArray, IntArray]:
     """Count the votes of each image and find its most voted class.
 

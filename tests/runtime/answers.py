@@ -7,12 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flss_runtime.decision import Decision, Status
+from flss_runtime.decision import Decision, Status, unanswered
 from flss_runtime.replay import BagFrame, ReplaySummary
 from flss_runtime.replay.bag_writer import decision_bag
 from flss_runtime.replay.recordings import Topic
 from flss_runtime.stream import Origin, StreamResult, Timing
-from flss_runtime.stream.frame import unanswered
 
 ORIGIN = Origin("ort", "fp32", "latent", "tiny.bundle", "ab" * 32, 2.0)
 ACCEPTED = Decision(0, 0, 100, 1.0, Status.ACCEPTED)

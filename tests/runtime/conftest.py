@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.images import InputSpec
 
 if TYPE_CHECKING:
@@ -242,6 +243,20 @@ def pristine(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(
         tmp_path_factory.mktemp("pristine") / "tiny.bundle", tiny, policy={"calibrations": [entry()]}
     ).path
+
+
+@pytest.fixture(scope="module")
+def bundle(pristine: Path) -> Bundle:
+    """The same bundle, loaded."""
+    return load_bundle(pristine)
+
+
+@pytest.fixture(scope="module")
+def moody(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose images say how long they take and whether they fail; not to be written to."""
+    from .moody import write_moody
+
+    return write_moody(tmp_path_factory.mktemp("moody") / "moody.bundle", tiny)
 
 
 @pytest.fixture()

@@ -101,17 +101,32 @@ class TestStates:
         feed(monitor, clean(1, 100), few)
         assert monitor.report()["state"] == INSUFFICIENT and "49 images" in monitor.report()["reason"]
         enough = DriftMonitor(DriftReference((*[0] * N, 50), 0, 30), dwell_frames=1)
-        enough.update(decision(90, 30))
+        for _ in range(100):
+            enough.update(decision(N, 30))
         assert enough.report()["state"] == OK
 
-    def test_before_the_first_block_it_says_so(self, reference: DriftReference) -> None:
+    def test_before_the_first_block_there_are_no_shares(self, reference: DriftReference) -> None:
         monitor = DriftMonitor(reference, dwell_frames=30)
         feed(monitor, clean(1, 29), reference)
         found = monitor.report()
         assert found["state"] == INSUFFICIENT and "only 29 frames" in found["reason"]
         assert found["shares"]["rejected"]["now"] is None and found["shares"]["rejected"]["interval"] is None
-        feed(monitor, clean(1, 1), reference)
-        assert monitor.report()["state"] == OK
+
+    @pytest.mark.parametrize("dwell", [1, 30])
+    def test_it_is_not_ok_while_no_alarm_is_possible(self, reference: DriftReference, dwell: int) -> None:
+        """Frames that all are rejected, the worst there is, never pass for OK on their way to the alarm."""
+        monitor, good = DriftMonitor(reference, dwell_frames=dwell), DriftMonitor(reference, dwell_frames=dwell)
+        frames = 0
+        while monitor.state != DRIFTING:
+            assert monitor.state == INSUFFICIENT and frames < 2000
+            feed(monitor, np.array([1]), reference)
+            frames += 1
+        feed(good, clean(1, frames - 1), reference)
+        found = good.report()
+        assert (found["state"], found["fix"]) == (INSUFFICIENT, "")
+        assert found["reason"] == f"only {frames - 1} frames so far; fewer than {frames} cannot raise an alarm"
+        feed(good, clean(2, 1), reference)
+        assert good.state == OK
 
 
 class TestObservations:

@@ -12,25 +12,14 @@ import pytest
 from flss_runtime.errors import UsageError
 from flss_runtime.stream import StreamState
 
-from .bundles import entry, random_images, write_tiny
-from .moody import Results, moody_image, opened, until, write_moody
+from .bundles import random_images
+from .moody import Results, moody_image, opened, until
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
     from flss_runtime.stream import StreamResult
 
     from .conftest import TinyModel
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("stream")
-    return write_tiny(folder / "tiny.bundle", tiny, policy={"calibrations": [entry()]})
-
-
-@pytest.fixture(scope="module")
-def moody(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_moody(tmp_path_factory.mktemp("moody") / "moody.bundle", tiny)
 
 
 def test_it_never_runs_in_the_callers_thread(tiny: TinyModel, moody: Bundle) -> None:

@@ -13,7 +13,7 @@ from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
 from flss_runtime.stream import StreamState
 
-from .moody import Results, moody_image, opened, until, write_moody
+from .moody import Results, moody_image, opened, until
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 SLACK_MS = 100
 LONG = 127  # work that takes a few hundred milliseconds
 DEADLINE_S = 0.03
-
-
-@pytest.fixture(scope="module")
-def moody(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_moody(tmp_path_factory.mktemp("deadline") / "moody.bundle", tiny)
 
 
 @pytest.fixture(scope="module")

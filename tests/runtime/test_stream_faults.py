@@ -19,7 +19,7 @@ from flss_runtime.opening import open_classifier
 from flss_runtime.stream import Backoff, Origin, StreamClassifier, StreamState
 
 from .bundles import edit_manifest
-from .moody import Results, moody_image, opened, until, write_moody
+from .moody import Results, moody_image, opened, until
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 
 QUICK = Backoff(0.02, 0.1)
 SLOW = Backoff(30.0, 30.0)
-
-
-@pytest.fixture(scope="module")
-def moody(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_moody(tmp_path_factory.mktemp("faults") / "moody.bundle", tiny)
 
 
 @pytest.fixture

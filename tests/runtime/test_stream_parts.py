@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flss_runtime.decision import Decision, SmoothingPolicy, Status
+from flss_runtime.decision import Decision, SmoothingPolicy, Status, unanswered
 from flss_runtime.errors import DataError, UsageError
 from flss_runtime.stream import Backoff, Origin, StreamResult, TemporalVote, Timing
 from flss_runtime.stream.budget import SampleBudget
 from flss_runtime.stream.buffers import FrameBuffers
-from flss_runtime.stream.frame import NEVER, Frame, unanswered
+from flss_runtime.stream.frame import NEVER, Frame
 from flss_runtime.stream.mailbox import Mailbox
 
 from .moody import until

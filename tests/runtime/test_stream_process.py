@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from .moody import moody_image, write_moody
+from .moody import moody_image
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and fork")
-
-
-@pytest.fixture(scope="module")
-def moody(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_moody(tmp_path_factory.mktemp("process") / "moody.bundle", tiny)
 
 
 PROLOGUE = """

@@ -18,19 +18,13 @@ from flss_runtime.noise import KeyedNoise, SystemNoise, read_key
 from flss_runtime.opening import open_classifier
 from flss_runtime.stream import FrameRecorder, FrameRecords
 
-from .bundles import entry, random_images, write_tiny
+from .bundles import random_images
 from .moody import Results, opened
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
 
     from .conftest import TinyModel
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("record")
-    return write_tiny(folder / "tiny.bundle", tiny, policy={"calibrations": [entry()]})
 
 
 def recorded(tiny: TinyModel, bundle: Bundle, path: Path, frames: int = 5) -> Path:

@@ -75,6 +75,22 @@ class Detector:
         mean: FloatArray = self._wealth @ self._weights
         return mean
 
+    def fewest_blocks(self, threshold: float, most: int) -> int:
+        """Return a number of blocks that the evidence cannot reach a threshold in fewer than, whatever they show.
+
+        Each share is taken at its own worst, which a single stream cannot be for all of them at once.
+
+        Args:
+            threshold: > 0; of a single stream.
+            most: Where to stop counting, >= 1.
+        """
+        evidence, factors = np.zeros_like(self._slopes), self._slopes + self._rests
+        for blocks in range(1, most):
+            evidence = (evidence + 1.0) * factors
+            if evidence.mean() >= threshold:
+                return blocks
+        return most
+
     def strongest(self) -> tuple[int, bool]:
         """Return which share the evidence speaks of most, and whether upward; of a single stream."""
         half = self._evidence.shape[-2] // 2

@@ -72,7 +72,8 @@ class DriftMonitor:
         }
         self._dwell = dwell_frames
         self._period = 2 * dwell_frames - 1
-        self._threshold = math.ceil(horizon_frames / self._period) / (false_alarm_rate / 2)
+        horizon = math.ceil(horizon_frames / self._period)  # in blocks
+        self._threshold = horizon / (false_alarm_rate / 2)
         self._problem = _problem(reference)
         # In place of one that cannot serve there is one of no samples, to which no decision belongs.
         self._reference = DriftReference((), 0, 0) if reference is None or self._problem else reference
@@ -82,6 +83,7 @@ class DriftMonitor:
         self._bins = [sum(level >= each for each in self._levels) for level in range(samples + 2)]
         self._bounds = [self._reference.bounds(level, false_alarm_rate / 2) for level in self._levels]
         self._detector = Detector(*np.array(self._bounds).reshape(-1, 2).T)
+        self._fewest = self._detector.fewest_blocks(self._threshold, horizon) if self._levels else 1
         self._counts = [0] * (len(self._levels) + 1)  # frames of the open block by bin; nobody asks for the last
         self._block = np.empty(len(self._levels))
         self._recent = np.empty((RECENT_BLOCKS, len(self._levels)))
@@ -130,8 +132,8 @@ class DriftMonitor:
         """Return where the stream stands, as JSON values.
 
         Returns:
-            - state: "ok", "drifting" (since an alarm, until `reset`) or "insufficient"; reason: why, in words; fix:
-              what to do where the reference is the reason, else empty.
+            - state: "ok", "drifting" (since an alarm, until `reset`) or "insufficient" (no reference, or fewer frames
+              than any alarm takes); reason: why, in words; fix: what to do where it is the reference, else empty.
             - shares: what is watched ("rejected", "votes < 63", "left to the vote") -> now: its share in the last 100
               blocks, None before the first; interval: 95 %, each block counted as one image; reference: its share in
               the calibration; reference_interval: what a share has to leave for an alarm.
@@ -186,14 +188,15 @@ class DriftMonitor:
             index, upward = self._strongest
             more = "more" if upward else "fewer"
             return DRIFTING, f"{more} frames {self._name(index)} than the calibration's images can explain", ""
-        if self._blocks:
+        if self._blocks >= self._fewest:
             return OK, "", ""
         if self._ignored > self._frames:
             samples, votes = self._reference.num_samples, self._reference.min_votes
             policy = f"a vote of {samples} samples that needs {votes}"
             total = self._ignored + self._frames
             return INSUFFICIENT, f"of {total} decisions only {self._frames} are by {policy}", ""
-        return INSUFFICIENT, f"only {self._frames} frames so far, fewer than a block of {self._dwell}", ""
+        least = (self._fewest - 1) * self._period + self._dwell
+        return INSUFFICIENT, f"only {self._frames} frames so far; fewer than {least} cannot raise an alarm", ""
 
     def _name(self, index: int) -> str:
         level = self._levels[index]

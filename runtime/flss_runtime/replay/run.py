@@ -9,12 +9,11 @@ from contextlib import suppress
 import numpy as np
 
 from flss_runtime.classifier import SmoothedClassifier
-from flss_runtime.decision import Decision, Status
+from flss_runtime.decision import Decision, Status, unanswered
 from flss_runtime.errors import DataError, InferenceError
 from flss_runtime.images import fit_image
 from flss_runtime.noise import KeyedNoise
 from flss_runtime.replay.bags import BagFrame
-from flss_runtime.stream.frame import unanswered
 from flss_runtime.stream.results import Origin, StreamResult, Timing
 from flss_runtime.stream.temporal import TemporalVote
 
@@ -37,7 +36,7 @@ def replay(
         frames: As `open_frames` gives them.
         classifier: What decides.
         origin: What to write down about it.
-        steady: A vote over the last frames, by their stamps.
+        steady: A vote over the last frames, by when they were recorded.
 
     Yields:
         Each frame with its result. One that cannot be read is `invalid_input`, and one that the engine fails on is a

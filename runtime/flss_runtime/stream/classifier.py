@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import Any
 
 from flss_runtime.classifier import SmoothedClassifier
-from flss_runtime.decision import SmoothingPolicy, Status
+from flss_runtime.decision import SmoothingPolicy, Status, unanswered
 from flss_runtime.errors import DataError, FLSSError, UsageError
 from flss_runtime.stream.backoff import Backoff
 from flss_runtime.stream.buffers import FrameBuffers
 from flss_runtime.stream.delivery import Delivery
-from flss_runtime.stream.frame import NEVER, Frame, unanswered
+from flss_runtime.stream.frame import NEVER, Frame
 from flss_runtime.stream.health import StreamHealth, examine
 from flss_runtime.stream.keeper import Keeper, reason_of
 from flss_runtime.stream.mailbox import Mailbox, Outage

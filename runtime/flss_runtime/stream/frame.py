@@ -1,4 +1,4 @@
-"""A submitted frame on its way to its result, and the decisions of frames that nothing voted on."""
+"""A submitted frame on its way to its result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from flss_runtime.decision import Decision, Status
+from flss_runtime.decision import Decision
 from flss_runtime.stream.results import StreamResult
 
 NEVER = 2**63 - 1
@@ -75,8 +75,3 @@ class Frame:
         self.settled = False
         self.delivered = False
         self.box = box
-
-
-def unanswered(status: Status, reason: str) -> Decision:
-    """Make the decision of a frame that nothing voted on."""
-    return Decision(None, None, 0, 0.0, status, reason=reason)

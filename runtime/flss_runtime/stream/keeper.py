@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from flss_runtime.classifier import SmoothedClassifier, check_policy
-from flss_runtime.decision import Decision, SmoothingPolicy, Status
+from flss_runtime.decision import Decision, SmoothingPolicy, Status, unanswered
 from flss_runtime.engines import one_line
 from flss_runtime.errors import DataError, FLSSError, UsageError
 from flss_runtime.images import fit_image
 from flss_runtime.stream.budget import SampleBudget
-from flss_runtime.stream.frame import Frame, unanswered
+from flss_runtime.stream.frame import Frame
 from flss_runtime.stream.results import Origin
 
 _log = logging.getLogger("flss_runtime")

@@ -7,10 +7,10 @@ from collections import deque
 from dataclasses import dataclass
 from threading import Condition, RLock
 
-from flss_runtime.decision import Decision, Status
+from flss_runtime.decision import Decision, Status, unanswered
 from flss_runtime.errors import UsageError
 from flss_runtime.stream.buffers import FrameBuffers
-from flss_runtime.stream.frame import NEVER, Frame, unanswered
+from flss_runtime.stream.frame import NEVER, Frame
 
 _SUPERSEDED = unanswered(Status.SUPERSEDED, "a newer frame came before its turn")
 _CLOSED = unanswered(Status.SUPERSEDED, "the stream was closed before its turn")
