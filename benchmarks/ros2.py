@@ -44,6 +44,7 @@ from flss_runtime.machine import Snapshot
 from flss_runtime.opening import open_classifier
 from flss_runtime.stream import open_stream
 
+PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE"
 ARMS = ("bare", "stream", "node")
 WARM_UP = 30  # frames of each arm
 PATIENCE_S = 5.0  # for one decision
@@ -93,6 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "rounds": options.rounds,
             "rmw": rclpy.get_rmw_implementation_identifier(),
             "ros": os.environ.get("ROS_DISTRO"),
+            "dds_profile": Path(profile).name if (profile := os.environ.get(PROFILE)) else None,
         },
         "results": describe(blocks, stages),
         "validity": {"valid": not flags, "flags": flags, "counters": counters},
@@ -169,7 +171,12 @@ class NodeArm:
         while self._decision is None:
             self._executor.spin_once(timeout_sec=0.1)
             if time.monotonic() > end:
-                raise InferenceError("the node gave no decision", "see what it printed; is another one running?")
+                size = f"{message.width}x{message.height}"
+                raise InferenceError(
+                    f"the node gave no decision on frame {self._number} ({size}) within {PATIENCE_S:g} s",
+                    "see what it printed; is another one running? Images over 0.5 MB get lost on the way, unless "
+                    "FASTRTPS_DEFAULT_PROFILES_FILE names runtime/ros2/flss_edge_ros/config/fast_dds_images.xml",
+                )
         taken = (time.perf_counter_ns() - begun) / 1e6
         decision = self._decision
         if decision.status not in (Decision.ACCEPTED, Decision.LOW_VOTE):

@@ -28,6 +28,8 @@ def test_missing_results_late_ones_and_second_ones_are_counted() -> None:
     calls[4], called[4], calls[5] = 0, 0, 2
     found = stream.describe(submitted, called, calls, 10.0)
     assert (found["missing"], found["twice"], found["latency"]["n"]) == (1, 1, 9)
+    assert found["later_than_ms"] == {"1": 0, "5": 0}
+    assert stream.describe(submitted, called, calls, 9.5)["later_than_ms"] == {"1": 1, "5": 0}
     assert found["past_deadline"]["max_ms"] == pytest.approx(1.0) and found["latency"]["max_ms"] == pytest.approx(11.0)
 
 
@@ -45,14 +47,16 @@ def row(load: str, over_ms: float, missing: int = 0, twice: int = 0) -> dict[str
         "missing": missing,
         "twice": twice,
         "past_deadline": {"max_ms": over_ms},
+        "latency": {"n": 3000},
+        "later_than_ms": {"1": 7, "5": 2},
     }
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([row("quiet", 1.2)], "quiet, tight deadline: a result came 1.20 ms after its deadline"),
-        ([row("quiet", 0.9), row("busy", 5.1)], "busy, tight deadline: a result came 5.10 ms"),
+        ([row("quiet", 1.2)], "quiet, tight deadline: 7 of 3000 results came up to 1.20 ms late"),
+        ([row("quiet", 0.9), row("busy", 5.1)], "busy, tight deadline: 2 of 3000 results came up to 5.10 ms"),
         ([row("busy", 0.0, missing=1)], "1 frames without result"),
         ([row("busy", 0.0, twice=2)], "2 with more than one"),
     ],
@@ -63,6 +67,12 @@ def test_what_was_promised_is_judged(rows: list[dict[str, Any]], words: str) -> 
         stream.judge(result)
     stream.judge({"results": {"runs": [row("quiet", 0.9), row("busy", 4.9)], "limit_ms": stream.LIMIT_MS}})
     stream.judge({"results": {"runs": [row("quiet", 50.0)], "limit_ms": None}})
+
+
+def test_a_machine_whose_timers_are_late_is_flagged() -> None:
+    rows = [{**row(load, 0.0), "timer_late": {"max_ms": 2.5}} for load in ("quiet", "busy")]
+    (found,) = stream.timer_flags(rows)
+    assert found["name"] == "timer" and "2.50 ms late (quiet, tight deadline)" in found["detail"]
 
 
 def test_cores_are_busy_while_it_lasts() -> None:
@@ -82,6 +92,7 @@ def test_the_script_writes_what_it_found(calibrated_bundle: Path, tmp_path: Path
         (load, deadline) for load in ("quiet", "busy") for deadline in ("roomy", "tight")
     ]
     for each in runs:
+        assert 0 <= each["timer_late"]["max_ms"] < 10_000 and each["timer_late"]["n"] == 200
         assert sum(each["statuses"].values()) == each["latency"]["n"] == 200 and not each["missing"] + each["twice"]
     assert "overhead" in runs[0] and "overhead" not in runs[1]
     assert result["command"].startswith("python benchmarks/stream.py tiny.bundle --frames 200 --rate 100.0")

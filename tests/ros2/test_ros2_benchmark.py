@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2: make test-ros2")
 
+from ament_index_python.packages import get_package_prefix
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmark_scripts import load, start
 
@@ -48,3 +50,16 @@ def test_a_first_look(real_bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
         < result["results"]["node_median_ms"]["in_stream"]
         < result["results"]["node_median_ms"]["publish_to_decision"]
     )
+
+
+def test_with_the_shipped_profile_no_large_image_is_lost(
+    real_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmark stops at the first one; without the profile that is one of the first few."""
+    share = Path(get_package_prefix("flss_edge_ros")) / "share" / "flss_edge_ros"
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", str(share / "config" / "fast_dds_images.xml"))
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + os.getpid() % 19))
+    options = "--quick", "--frames", 20, "--frame", "1280x720", "--allow-invalid", "-o", tmp_path / "ros2.json"
+    done = start("ros2", real_bundle, *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "ros2.json").read_text("utf-8"))["config"]["dds_profile"] == "fast_dds_images.xml"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from mcap.writer import CompressionType
 from PIL import Image
 
@@ -190,6 +191,32 @@ def test_a_cut_off_sqlite_file_gives_what_it_has(tmp_path: Path) -> None:
         assert len(damage) == 1 and f"damaged after message {len(frames)}" in damage[0]
         found.append(len(frames))
     assert found == sorted(found) and found[-1] > 25
+
+
+@pytest.mark.parametrize("writes_size", [True, False])
+def test_a_cut_off_zstd_file_gives_what_it_has(tmp_path: Path, writes_size: bool) -> None:
+    frames = drive_frames(40, 48, 64)  # 360 KB: zstd gives back whole blocks of 128 KiB
+    whole = write_mcap(
+        tmp_path / "whole.mcap", frames, chunk_size=10_000, compression=CompressionType.NONE
+    ).read_bytes()
+    packed = zstandard.ZstdCompressor(write_content_size=writes_size).compress(whole)
+    path = tmp_path / "drive.mcap.zstd"
+    path.write_bytes(packed[: int(0.8 * len(packed))])
+    found, damage = read(path)
+    assert_is_drive(found, frames[: len(found)])
+    assert 20 < len(found) < 40
+    assert all(problem.startswith(f"{path} ") for problem in damage)
+    assert any("is cut off or damaged at byte" in problem for problem in damage)
+    assert any(f"of {len(whole):,} bytes of it can be unpacked" in problem for problem in damage) == writes_size
+
+
+def test_a_zstd_file_of_several_frames_is_one_file(tmp_path: Path) -> None:
+    whole = write_mcap(tmp_path / "whole.mcap", FRAMES).read_bytes()
+    path = tmp_path / "drive.mcap.zstd"
+    path.write_bytes(b"".join(zstandard.compress(part) for part in (whole[:9000], whole[9000:])))
+    frames, damage = read(path)
+    assert_is_drive(frames)
+    assert damage == []
 
 
 def test_a_bag_is_never_written_to(tmp_path: Path) -> None:

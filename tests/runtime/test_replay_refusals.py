@@ -42,6 +42,11 @@ REFUSED: dict[str, tuple[type[Exception], str, Callable[[Path], Path]]] = {
     "no sqlite inside": (DataError, "no rosbag2 file", lambda here: file_of(here, "a.db3", b"12345678" * 99)),
     "another database": (DataError, "no rosbag2 file", database),
     "no zstd inside": (DataError, "no zstd file", lambda here: file_of(here, "a.db3.zstd", b"12345678" * 9)),
+    "a zstd file larger than any disk": (
+        DataError,
+        "does not fit into the temporary folder",
+        lambda here: file_of(here, "a.db3.zstd", b"\x28\xb5\x2f\xfd\xc0\x58" + (2**60).to_bytes(8, "little")),
+    ),
     "a bag of ROS 1": (DataError, "rosbags-convert --src", lambda here: file_of(here, "a.bag", b"#ROSBAG V2.0\n")),
     "another file": (DataError, "is no bag", lambda here: file_of(here, "a.txt", b"hello")),
     "no message": (DataError, "no message", empty_mcap),

@@ -175,11 +175,17 @@ def _open(path: Path, undo: ExitStack) -> Recording:
 def _open_file(path: Path, undo: ExitStack) -> Recording:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes)", "copy or record it again")
-    if path.suffix == ".zstd":
-        path = undo.enter_context(decompressed_file(path))
+    if path.suffix != ".zstd":
+        return _open_unpacked(path, path, undo)
+    unpacked, missing = undo.enter_context(decompressed_file(path))
+    recording = _open_unpacked(unpacked, path, undo)
+    return JoinedRecording([recording], [missing]) if missing else recording
+
+
+def _open_unpacked(path: Path, known_as: Path, undo: ExitStack) -> Recording:
     if path.suffix == ".mcap":
-        return McapRecording(path)
-    recording = SqliteRecording(path)
+        return McapRecording(path, known_as)
+    recording = SqliteRecording(path, known_as)
     undo.callback(recording.close)
     return recording
 

@@ -35,6 +35,7 @@ class McapRecording:
 
     Args:
         path: The file.
+        known_as: Its name for whoever passed it; another one where it was unpacked.
 
     Raises:
         DataError: It is no MCAP file.
@@ -42,15 +43,16 @@ class McapRecording:
         OSError: It cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known_as: Path) -> None:
         require_mcap()
         self._path = path
+        self._name = known_as
         self._size = path.stat().st_size
         self._place = 0
         self.damage: list[str] = []
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
-                raise DataError(f"{path} is no MCAP file", "pass a bag that was recorded with ROS 2, or convert it")
+                raise DataError(f"{known_as} is no MCAP file", "pass a bag that was recorded with ROS 2, or convert it")
             contents = _read_summary(file, self._size)
         self._channels, counts = contents or self._count()
         self._place = 0
@@ -76,7 +78,7 @@ class McapRecording:
                 yield RawMessage(record.log_time, record.data)
         if count < (topic.count or 0) and not self.damage:  # a record that was damaged into another one
             self.damage.append(
-                f"{self._path} has {count:,} messages of {topic.name}, though its index lists {topic.count:,}"
+                f"{self._name} has {count:,} messages of {topic.name}, though its index lists {topic.count:,}"
             )
 
     def _count(self) -> Contents:
@@ -128,7 +130,7 @@ class McapRecording:
                     yield record
 
     def _note(self, what: str, error: Exception) -> None:
-        self.damage.append(f"{self._path} {what} ({str(error) or type(error).__name__})")
+        self.damage.append(f"{self._name} {what} ({str(error) or type(error).__name__})")
 
 
 def _read_summary(file: IO[bytes], size: int) -> Contents | None:

@@ -17,13 +17,14 @@ class SqliteRecording:
 
     Args:
         path: The file.
+        known_as: Its name for whoever passed it; another one where it was unpacked.
 
     Raises:
         DataError: It is no rosbag2 file, or nothing of it can be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, known_as: Path) -> None:
+        self._name = known_as
         self.damage: list[str] = []
         self.share = 0.0
         # What was written ahead is beside the file and needs locks; without it the folder may be read-only.
@@ -31,7 +32,7 @@ class SqliteRecording:
         try:
             self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)
         except sqlite3.Error as error:
-            raise _unreadable(path, error) from error
+            raise _unreadable(known_as, error) from error
         try:
             self._database.execute("PRAGMA writable_schema=ON")  # else SQLite refuses a file that was cut off entirely
             rows = self._database.execute("SELECT id, name, type, serialization_format FROM topics ORDER BY id")
@@ -40,10 +41,10 @@ class SqliteRecording:
                 if all(isinstance(each, str) for each in topic):
                     self._ids[topic[0], topic[1], topic[2]] = key
                 else:
-                    self.damage.append(f"{path} has a topic whose name, type and serialisation are {topic}")
+                    self.damage.append(f"{known_as} has a topic whose name, type and serialisation are {topic}")
         except sqlite3.Error as error:
             self.close()
-            raise _unreadable(path, error) from error
+            raise _unreadable(known_as, error) from error
         counts = self._counts()
         self.topics = tuple(
             Topic(*topic, None if counts is None else counts.get(key, 0)) for topic, key in self._ids.items()
@@ -59,7 +60,7 @@ class SqliteRecording:
                 self.share = number / topic.count if topic.count else 0.0
                 yield RawMessage(timestamp, data) if isinstance(data, bytes) else RawMessage(timestamp, b"")
         except sqlite3.Error as error:
-            self.damage.append(f"{self._path} is cut off or damaged after message {number:,} of {topic.name} ({error})")
+            self.damage.append(f"{self._name} is cut off or damaged after message {number:,} of {topic.name} ({error})")
         self.share = 1.0
 
     def close(self) -> None:

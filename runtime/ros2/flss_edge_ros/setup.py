@@ -12,7 +12,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", ["launch/flss_edge.launch.py"]),
-        (f"share/{NAME}/config", ["config/params.yaml"]),
+        (f"share/{NAME}/config", ["config/params.yaml", "config/fast_dds_images.xml"]),
     ],
     install_requires=["setuptools"],
     zip_safe=True,
