@@ -46,6 +46,7 @@ from flss_runtime.stream import Origin, StreamClassifier, StreamResult
 from flss_runtime.validity import Flag, flag, machine_flags, profile_flags, run_flags
 
 LIMIT_MS = {"quiet": 1.0, "busy": 5.0}
+LEAST_ANSWERED = 0.99  # of the frames, for their latencies to be those of the classifier
 WARM_UP = 100  # frames of the bare classifier at the camera's rate
 BLOCK = 100  # frames, after which the bare classifier has its turn
 SETTLE_S = 2.0
@@ -89,6 +90,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     others = run_flags([row for load, row in counters if load == "busy"], None, environment["logical_cores"])
     flags += [item for item in others if item["name"] != "other_load"]  # that is what it is about
     flags += timer_flags(runs)
+    if not keeps_up(runs[0]["statuses"]):
+        flags.append(flag("slow", f"the classifier does not keep up at {options.rate:g} Hz: {runs[0]['statuses']}"))
     if options.frames < 3000 and not options.quick:
         flags.append(flag("few_frames", f"{options.frames} frames a run; 3,000 are promised"))
     return {
@@ -170,7 +173,9 @@ def run(
         health = stream.health().to_json()
     found = describe(submitted, called, calls, deadline_ms)
     found |= {"timer_late": summarise(woken_late / 1e6), "statuses": dict(Counter(statuses)), "health": health}
-    return found if bare is None else found | compare((called - submitted) / 1e6, bare_ms)
+    if bare is None or not keeps_up(found["statuses"]):  # late results are no latency of the classifier
+        return found
+    return found | compare((called - submitted) / 1e6, bare_ms)
 
 
 def describe(
@@ -193,6 +198,12 @@ def describe(
         "past_deadline": summarise(past_ms),
         "later_than_ms": {f"{limit:g}": int((past_ms > limit).sum()) for limit in LIMIT_MS.values()},
     }
+
+
+def keeps_up(statuses: dict[str, int]) -> bool:
+    """Say whether nearly all frames were accepted, or rejected by their vote."""
+    answered = statuses.get("accepted", 0) + statuses.get("low_vote", 0)
+    return answered >= LEAST_ANSWERED * sum(statuses.values())
 
 
 def timer_flags(runs: list[dict[str, Any]]) -> list[Flag]:

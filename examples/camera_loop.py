@@ -29,7 +29,7 @@ def publish(result: StreamResult) -> None:
 
 
 bundle, source = sys.argv[1:]
-with open_stream(bundle, publish, deadline_s=0.1, steady=TemporalVote(frames=5, needed=4)) as stream:
+with open_stream(bundle, publish, deadline_s=0.1, steady=TemporalVote(5, 4, max_age_s=0.5)) as stream:
     for frame in camera(source):
         steady = stream.classify(frame).steady  # by the deadline; None: no class that 4 of the last 5 frames agree on
         print("  stop" if steady is None else f"  drive: {stream.class_names[steady]}")

@@ -71,6 +71,15 @@ def test_a_synthetic_drive_stops_where_the_votes_fall(shipped_bundle: Path, cifa
         rejected = {name: rows[name]["rejected"] / rows[name]["frames"] for name in (condition, "clear")}
         assert rejected[condition] > 1.5 * rejected["clear"]
     assert rows["clear"]["driving_right"] > 0.5
+    assert rows["PGD"]["rejected"] / rows["PGD"]["frames"] > 1.5 * rejected["clear"]
+    assert rows["PGD"]["driving_right"] < rows["clear"]["driving_right"]
+    for condition in ("patch", "PGD"):  # what an attacker wins in spite of the votes is shown, too
+        wrong = {name: rows[name]["wrong"] / rows[name]["frames"] for name in (condition, "clear")}
+        assert wrong[condition] > 2 * wrong["clear"]
+    accepted = [frame["status"] == "accepted" for frame in outcome["results"]["frames"]]
+    driving = [frame["driving"] for frame in outcome["results"]["frames"]]
+    stopped_by_votes = [place for place in range(5, 576) if sum(accepted[place - 4 : place + 1]) < 4]
+    assert len(stopped_by_votes) > 50 and not any(driving[place] for place in stopped_by_votes)
     with Image.open(tmp_path / "timeline.png") as picture:
         assert picture.size[0] > 1000
     with (tmp_path / "decisions.mcap").open("rb") as file:

@@ -75,6 +75,11 @@ def test_a_machine_whose_timers_are_late_is_flagged() -> None:
     assert found["name"] == "timer" and "2.50 ms late (quiet, tight deadline)" in found["detail"]
 
 
+def test_a_classifier_that_does_not_keep_up_has_no_latency() -> None:
+    assert stream.keeps_up({"accepted": 70, "low_vote": 29, "deadline": 1})
+    assert not stream.keeps_up({"accepted": 98, "deadline": 2}) and not stream.keeps_up({"superseded": 100})
+
+
 def test_cores_are_busy_while_it_lasts() -> None:
     with stream.busy_cores(True):
         pass
@@ -94,7 +99,10 @@ def test_the_script_writes_what_it_found(calibrated_bundle: Path, tmp_path: Path
     for each in runs:
         assert 0 <= each["timer_late"]["max_ms"] < 10_000 and each["timer_late"]["n"] == 200
         assert sum(each["statuses"].values()) == each["latency"]["n"] == 200 and not each["missing"] + each["twice"]
-    assert "overhead" in runs[0] and "overhead" not in runs[1]
+    assert "overhead" not in runs[1]
+    keeps_up = stream.keeps_up(runs[0]["statuses"])
+    assert ("overhead" in runs[0]) == keeps_up == all(each["name"] != "slow" for each in result["validity"]["flags"])
     assert result["command"].startswith("python benchmarks/stream.py tiny.bundle --frames 200 --rate 100.0")
-    assert (tmp_path / "stream.png").read_bytes()[:8] == PNG and "over the bare classifier" in done.stdout
+    assert (tmp_path / "stream.png").read_bytes()[:8] == PNG
+    assert ("over the bare classifier" in done.stdout) == keeps_up
     assert start("stream", calibrated_bundle, *options, "-o", tmp_path / "stream.json", folder=tmp_path).returncode == 7

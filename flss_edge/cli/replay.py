@@ -71,11 +71,15 @@ def replay(
         int | None, typer.Option("--seed", min=0, help="Seed of the noise, by default 0: a replay can be repeated.")
     ] = None,
     key: Annotated[
-        Path | None, typer.Option("--key", help="Noise key that --record-key stored, instead of a seed.")
+        Path | None, typer.Option("--key", help="Noise key that `predict --record-key` stored, instead of a seed.")
     ] = None,
     steady: Annotated[
         str | None,
-        typer.Option("--steady", metavar="K/N", help="Also vote over frames: the class that K of the last N agree on."),
+        typer.Option(
+            "--steady",
+            metavar="K/N[/S]",
+            help="Also vote over frames: the class that K of the last N agree on, none older than S (0.5).",
+        ),
     ] = None,
     form: FormatOption = None,
     overwrite: OverwriteOption = False,
@@ -221,12 +225,13 @@ class _Run:
 def _temporal_vote(text: str) -> Any:
     from flss_runtime.stream.temporal import TemporalVote
 
-    needed, _, frames = text.partition("/")
-    if not (needed.isdecimal() and frames.isdecimal()):
-        raise UsageError(
-            f"cannot read --steady {text}", "write how many of how many frames have to agree: --steady 4/5"
-        )
-    return TemporalVote(int(frames), int(needed))
+    needed, _, rest = text.partition("/")
+    frames, _, age = rest.partition("/")
+    try:
+        return TemporalVote(int(frames), int(needed), float(age) if age else 0.5)
+    except ValueError as error:
+        fix = "write how many of how many frames have to agree, and how old they may be in seconds: --steady 4/5/0.5"
+        raise UsageError(f"cannot read --steady {text}", fix) from error
 
 
 def _watched(

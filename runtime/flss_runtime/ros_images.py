@@ -115,7 +115,7 @@ def image_from_compressed(format: str, data: ImageData) -> ByteArray:
         DataError: It is a depth image, no picture that can be read, damaged, empty, or too large.
     """
     original, _, codec = (part.strip() for part in format.partition(";"))
-    if codec.startswith("compressedDepth"):
+    if codec.startswith("compressedDepth") or original in _DEPTH:
         raise DataError(
             f"a compressed image is of format {format!r}: distances, not a picture", "choose the colour camera's topic"
         )

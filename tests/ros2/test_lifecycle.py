@@ -14,7 +14,11 @@ pytest.importorskip("rclpy", reason="needs ROS 2: make test-ros2")
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 
+from flss_edge_ros import session
+from flss_edge_ros.node import ClassifierNode
 from flss_runtime.noise import read_key
 from flss_runtime.stream import FrameRecords
 from tests.runtime.conftest import TinyModel
@@ -46,6 +50,26 @@ def test_the_states(robot: Robot, run_node: Start, moody: Path, tiny: TinyModel)
     assert robot.see(image_message(moody_image(tiny))).frame == 1, "the stream goes on"
     assert robot.change(DEACTIVATE) and robot.change(CLEANUP) and robot.state() == "unconfigured"
     assert robot.change(Transition.TRANSITION_UNCONFIGURED_SHUTDOWN) and robot.state() == "finalized"
+
+
+def test_an_image_that_is_still_being_decided_keeps_the_node_active(
+    robot: Robot, moody: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_PATIENCE_S", 0.02)
+    values = {"bundle_path": str(moody), "deadline_ms": 0.0, "threads": 1}
+    given = [Parameter(name, value=value) for name, value in values.items()]
+    node = ClassifierNode(context=robot.context, parameter_overrides=given)
+    try:
+        node.start()
+        robot.wait_for_node()
+        node._session.receive(image_message(moody_image(tiny, work=127)))
+        assert node.trigger_deactivate() == TransitionCallbackReturn.FAILURE
+        robot.until(lambda: robot.camera.get_subscription_count() == 1, what="it goes on")
+        robot.until(lambda: node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS)
+        robot.until(lambda: len(robot.decisions) == 1, what="no decision is lost")
+    finally:
+        node.finish()
+        node.destroy_node()
 
 
 def test_shutdown_of_an_active_node_answers_what_it_received(

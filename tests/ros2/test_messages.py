@@ -153,7 +153,14 @@ def health(**values: object) -> StreamHealth:
     return StreamHealth(**made)  # type: ignore[arg-type]
 
 
-WINDOW = {"answer_hz": 29.9, "latency_p50_ms": 12.3, "missed_share": 0.0, "superseded_share": 0.05}
+WINDOW = {
+    "answer_hz": 29.9,
+    "latency_p50_ms": 12.3,
+    "missed_share": 0.0,
+    "superseded_share": 0.05,
+    "unpublished": 0,
+    "unrecorded": 0,
+}
 
 
 @pytest.mark.parametrize(
@@ -165,8 +172,9 @@ WINDOW = {"answer_hz": 29.9, "latency_p50_ms": 12.3, "missed_share": 0.0, "super
         ({"state": StreamState.FAULTED, "reason": "no graph"}, {}, None, ERROR, "faulted: no graph"),
         ({"state": StreamState.STALLED, "reason": "hangs"}, {}, 9.0, ERROR, "stalled: hangs"),
         ({"deadline_streak": 5}, {}, 0.1, ERROR, "5 deadlines"),
-        ({"callback_errors": 2}, {}, 0.1, WARN, "2 results not published"),
-        ({"record_lost": 3}, {}, 0.1, WARN, "3 frames not recorded"),
+        ({"callback_errors": 2}, {}, 0.1, OK, "29.9 decisions a second"),
+        ({}, {"unpublished": 2}, 0.1, WARN, "2 results not published"),
+        ({}, {"unrecorded": 3}, 0.1, WARN, "3 frames not recorded"),
         ({}, {"missed_share": 0.2}, 0.1, WARN, "20% of the images missed their deadline"),
         ({}, {"superseded_share": 0.5}, 0.1, WARN, "50% of the images were superseded"),
         ({}, {"latency_p50_ms": None}, 0.1, OK, "no image decided"),

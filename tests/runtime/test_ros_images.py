@@ -275,6 +275,7 @@ PNG = encoded(RGB)
 NO_PICTURES = {
     "nothing": ("jpeg", b"", "0 bytes"),
     "distances": ("16UC1; compressedDepth png", PNG, "distances"),
+    "distances as a picture": ("16UC1; png compressed ", PNG, "distances"),
     "no picture": ("h264", b"\0\0\0\1" + bytes(90), "'h264'.*not a picture"),
     "cut off": ("png", PNG[:-40], "damaged or cut off"),
     "transparent": ("png", encoded(np.dstack([RGB, GREY])), "transparent"),

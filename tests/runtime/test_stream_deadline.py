@@ -11,7 +11,7 @@ import pytest
 from flss_runtime.decision import Status
 from flss_runtime.noise import SeededNoise
 from flss_runtime.opening import open_classifier
-from flss_runtime.stream import StreamState
+from flss_runtime.stream import StreamState, TemporalVote
 
 from .moody import Results, moody_image, opened, until
 
@@ -90,6 +90,24 @@ def test_without_deadline_a_frame_takes_as_long_as_it_takes(tiny: TinyModel, moo
     with opened(moody, Results()) as stream:
         result = stream.classify(moody_image(tiny, LONG))
     assert result.decision.top_label is not None and total_ms(result) > DEADLINE_S * 1e3
+
+
+def test_a_hanging_engine_ends_the_agreement_under_a_fast_camera(tiny: TinyModel, moody: Bundle) -> None:
+    """Each frame is superseded before its deadline: no frame says that anything is wrong, but the votes are old."""
+    results = Results()
+    with opened(moody, results, deadline_s=5.0, steady=TemporalVote(3, 2, max_age_s=0.05)) as stream:
+        surest = max(range(10), key=lambda seed: stream.classify(moody_image(tiny, seed=seed)).decision.votes)
+        answers = (stream.classify(moody_image(tiny, seed=surest)) for _ in range(100))
+        agreed = next(answer for answer in answers if answer.steady is not None)
+        stream.submit(moody_image(tiny, LONG))
+        until(lambda: stream.health().busy_s is not None)
+        while stream.health().busy_s is not None:
+            stream.submit(moody_image(tiny))
+            time.sleep(0.003)
+    old = agreed.timing.submitted + 60_000_000
+    hanging = [each for each in results.all if each.decision.status is Status.SUPERSEDED]
+    steady = [each.steady for each in hanging if each.timing.submitted > old]
+    assert steady and set(steady) == {None}
 
 
 def test_deadlines_are_met_while_submitters_compete(tiny: TinyModel, moody: Bundle) -> None:

@@ -101,14 +101,15 @@ class TestFault:
             health = stream.health()
         assert len(results.all) == 1 and health.late == 0 and health.results[Status.FAULT] == 0
 
+    @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
     def test_other_errors_are_faults_too(
-        self, tiny: TinyModel, moody: Bundle, caplog: pytest.LogCaptureFixture
+        self, tiny: TinyModel, moody: Bundle, caplog: pytest.LogCaptureFixture, error: type[BaseException]
     ) -> None:
         """A classifier whose noise source breaks: nothing that anybody foresaw."""
 
         def broken() -> SmoothedClassifier:
             classifier = open_classifier(moody, threads=1)
-            classifier.noise = _Breaks(10)
+            classifier.noise = _Breaks(10, error)
             return classifier
 
         origin = Origin("ort", "fp32", "latent", "moody.bundle", moody.digest, 2.0)
@@ -118,7 +119,7 @@ class TestFault:
         ):
             found = [stream.classify(moody_image(tiny)).decision for _ in range(5)]
         assert [decision.status is Status.FAULT for decision in found] == [False] * 4 + [True]
-        assert found[-1].reason == "ZeroDivisionError: no noise left"
+        assert found[-1].reason == f"{error.__name__}: no noise left"
         (record,) = [record for record in caplog.records if "the engine failed" in record.message]
         assert record.exc_info is not None, "what nobody foresaw is logged with its traceback"
 
@@ -178,14 +179,14 @@ class TestBundle:
 class _Breaks(SeededNoise):
     """Normals for so many frames, and then an error of its own."""
 
-    def __init__(self, frames: int) -> None:
+    def __init__(self, frames: int, error: type[BaseException]) -> None:
         super().__init__(0)
-        self._left = frames
+        self._left, self._error = frames, error
 
     def take(self, batch: int, num_samples: int, latent_dim: int) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise ZeroDivisionError("no noise left")
+            raise self._error("no noise left")
         return super().take(batch, num_samples, latent_dim)
 
 

@@ -177,6 +177,14 @@ class TestMailbox:
         with pytest.raises(UsageError, match="closed"):
             mailbox.put(Frame(None, None, 0, NEVER))
 
+    def test_an_older_frame_does_not_displace_a_newer_one(self) -> None:
+        mailbox = Mailbox(FrameBuffers(), None, 1.0)
+        newer, older, newest = (Frame(None, None, submitted, NEVER) for submitted in (5, 3, 9))
+        assert [mailbox.put(frame) for frame in (newer, older, newest)] == [0, 1, 2]
+        assert [mailbox.next_delivery(), mailbox.next_delivery()] == [older, newer]
+        assert all(frame.decision and frame.decision.status is Status.SUPERSEDED for frame in (older, newer))
+        assert mailbox.next_frame() is newest
+
 
 class TestTemporalVote:
     def test_enough_of_the_last_frames(self) -> None:
@@ -185,11 +193,17 @@ class TestTemporalVote:
         assert [vote.update(decision, 0) for decision in decisions] == [None, None, None, 2, 2, None, 1]
 
     def test_superseded_frames_do_not_count(self) -> None:
-        vote = TemporalVote(3, 2)
+        vote = TemporalVote(3, 2, max_age_s=None)
         missed, passed = unanswered(Status.DEADLINE, ""), unanswered(Status.SUPERSEDED, "")
         assert [vote.update(accepted(4), 0), vote.update(accepted(4), 0)] == [None, 4]
         assert [vote.update(passed, 0) for _ in range(10)] == [4] * 10
         assert [vote.update(missed, 0) for _ in range(2)] == [4, None]
+
+    def test_superseded_frames_make_the_others_old(self) -> None:
+        vote = TemporalVote(3, 2)
+        passed = unanswered(Status.SUPERSEDED, "")
+        assert [vote.update(accepted(4), 0), vote.update(accepted(4), 0)] == [None, 4]
+        assert [vote.update(passed, at * SECOND // 10) for at in (2, 4, 6, 8)] == [4, 4, None, None]
 
     def test_old_frames_do_not_count(self) -> None:
         vote = TemporalVote(5, 3, max_age_s=1.0)

@@ -19,7 +19,7 @@ from flss_runtime.opening import open_classifier
 from flss_runtime.stream import FrameRecorder, FrameRecords
 
 from .bundles import random_images
-from .moody import Results, opened
+from .moody import Results, opened, until
 
 if TYPE_CHECKING:
     from flss_runtime.bundle import Bundle
@@ -91,9 +91,9 @@ def test_it_is_on_disk_within_a_second_or_so(tiny: TinyModel, bundle: Bundle, tm
     path = tmp_path / "frames.jsonl"
     with opened(bundle, Results(), record=FrameRecorder(path)) as stream:
         stream.classify(random_images(tiny, 1)[0])
-        end = time.monotonic() + 20
-        while path.stat().st_size == 0 and time.monotonic() < end:
-            time.sleep(0.02)
+        start = time.monotonic()
+        until(lambda: path.stat().st_size > 0)
+        assert time.monotonic() - start < 5  # on a busy machine
         assert [frame["frame"] for _, frame in FrameRecords(path)] == [0]
 
 
@@ -109,6 +109,11 @@ def test_a_full_disk_stops_nothing(
     ):
         for image in random_images(tiny, 3):
             assert stream.classify(image).decision.top_label is not None
+        assert stream.health().record_lost == 0
+        until(lambda: stream.health().record_lost == 3)
+        stream.classify(random_images(tiny, 1)[0])
+        assert stream.health().record_lost == 4, "the next one waits for the disk, too"
+    assert stream.health().record_lost == 4
     assert len([record for record in caplog.records if "cannot be recorded" in record.message]) == 1
 
 
@@ -143,6 +148,22 @@ def test_a_line_that_cannot_be_written_costs_no_other_one(
     ]
     assert recorder.lost == 2
     assert ["int64" in record.message for record in caplog.records] == [True], "said, and said once"
+
+
+def test_what_is_no_json_is_refused_before_a_frame_comes(tiny: TinyModel, bundle: Bundle, tmp_path: Path) -> None:
+    path = recorded(tiny, bundle, tmp_path / "frames.jsonl", 2)
+    recorder = FrameRecorder(path, {"bag": tmp_path})
+    with pytest.raises(UsageError, match="no JSON"):
+        opened(bundle, Results(), record=recorder)
+    assert len(list(FrameRecords(path))) == 2
+
+
+def test_a_recorder_is_for_one_stream(bundle: Bundle, tmp_path: Path) -> None:
+    recorder = FrameRecorder(tmp_path / "frames.jsonl")
+    with opened(bundle, Results(), record=recorder), pytest.raises(UsageError, match="one for each stream"):
+        opened(bundle, Results(), record=recorder)
+    with pytest.raises(UsageError, match="one for each stream"):
+        opened(bundle, Results(), record=recorder)
 
 
 def test_after_the_end_frames_are_counted_as_lost(tiny: TinyModel, bundle: Bundle, tmp_path: Path) -> None:

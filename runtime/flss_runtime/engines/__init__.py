@@ -279,6 +279,6 @@ def refused(library: str, reason: str, inputs: Mapping[str, TensorSpec]) -> Infe
     )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return what a library's exception says, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__

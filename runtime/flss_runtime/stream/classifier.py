@@ -90,7 +90,7 @@ class StreamClassifier:
         self._failures = 0  # in a row
         self._restarts = 0
         self._process = os.getpid()
-        self._submitting: set[int] = set()  # threads that a signal's handler may interrupt with a lock in their hands
+        self._locking: set[int] = set()  # threads that a signal's handler may interrupt with a lock in their hands
         opened: SimpleQueue[BaseException | None] = SimpleQueue()
         # Daemons: a process has to be able to end although an engine hangs. atexit closes what can be closed.
         self._worker = threading.Thread(target=self._work, args=(opened,), name="flss-stream-worker", daemon=True)
@@ -173,19 +173,27 @@ class StreamClassifier:
 
         The frame that waits is `superseded`. The one that runs is waited for, at most until its deadline or for
         `stall_s`, and is `fault` then; an engine that does not come back is left behind in its thread. Where it would
-        wait for its caller, in the callback and in a signal's handler that interrupted `submit`, it does not wait: the
-        results that are left come after it, at the latest when it is called again or the process ends.
+        wait for its caller, in the callback and in a signal's handler that interrupted `submit` or `close`, it does not
+        wait: the results that are left come after it, at the latest when it is called again or the process ends.
         """
         if os.getpid() != self._process:
             return
-        self._mailbox.close()
-        if threading.current_thread() in (self._worker, self._clock) or threading.get_ident() in self._submitting:
+        thread = threading.get_ident()
+        if thread in (*self._locking, self._worker.ident, self._clock.ident):
+            self._mailbox.close()
             return
+        try:
+            self._locking.add(thread)
+            self._mailbox.close()
+        finally:
+            self._locking.discard(thread)
         self._clock.join(self._stall_s + 1)
         self._worker.join(1 if self._mailbox.worker_gone else 0)
         left = [thread.name for thread in (self._worker, self._clock) if thread.is_alive()]
         if left:
             _log.warning("engine or callback did not come back within %g s; left behind: %s", self._stall_s, left)
+        if self._record is not None:
+            self._record.close()
         atexit.unregister(self.close)
 
     def __enter__(self) -> StreamClassifier:
@@ -202,14 +210,14 @@ class StreamClassifier:
         frame = Frame(_whole(stamp), source, now, NEVER if self._deadline_ns is None else now + self._deadline_ns, box)
         thread = threading.get_ident()
         try:
-            self._submitting.add(thread)
+            self._locking.add(thread)
             try:
                 frame.pixels = self._buffers.copy(image)
             except DataError as error:
                 frame.decision = unanswered(Status.INVALID_INPUT, error.problem)
             return self._mailbox.put(frame)
         finally:
-            self._submitting.discard(thread)
+            self._locking.discard(thread)
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._process:  # its threads are not here, and its locks may be held for ever
@@ -233,7 +241,7 @@ class StreamClassifier:
     def _answer(self, frame: Frame) -> None:
         try:
             decision = self._keeper.decide(frame)
-        except Exception as error:
+        except BaseException as error:  # whatever an engine's plug-in raises, the stream goes on
             outage = self._failed(error)
         else:
             if decision.top_label is not None:
@@ -251,7 +259,7 @@ class StreamClassifier:
         while self._mailbox.sleep_until(outage.next_try):
             try:
                 self._keeper.open()
-            except Exception as error:
+            except BaseException as error:
                 outage = self._failed(error)
                 self._mailbox.prolong(outage)
             else:
@@ -259,7 +267,7 @@ class StreamClassifier:
                 self._mailbox.recover()
                 return
 
-    def _failed(self, error: Exception) -> Outage:
+    def _failed(self, error: BaseException) -> Outage:
         self._failures += 1
         pause_s = self._backoff.delay_s(self._failures)
         reason = reason_of(error)
@@ -274,7 +282,7 @@ class StreamClassifier:
                 self._delivery.deliver(frame, self._keeper.origin)
         finally:
             if self._record is not None:
-                self._record.close()
+                self._record.end()
 
 
 def _whole(stamp: int | None) -> int | None:

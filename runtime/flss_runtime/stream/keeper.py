@@ -128,7 +128,7 @@ def check_reduced(reduced: SmoothingPolicy | None, classifier: SmoothedClassifie
         )
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Say in one line what went wrong."""
     return error.problem if isinstance(error, FLSSError) else f"{type(error).__name__}: {one_line(error)}"
 

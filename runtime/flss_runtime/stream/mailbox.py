@@ -78,18 +78,25 @@ class Mailbox:
             if self._give_up_at != NEVER:
                 self._buffers.give(frame.pixels)
                 raise UsageError("the stream is closed", "submit frames before close()")
-            frame.number = self.submitted
-            self.submitted += 1
-            self.last_submitted = frame.submitted
             decision = frame.decision
             if decision is None and self._outage is not None:
                 decision = self._outage.decision()
-            if decision is not None:
-                self._settle(frame, decision)
-                self._release(frame)
-            else:
-                self._drop_waiting(_SUPERSEDED)
-                self._waiting = frame
+            # Ctrl-C strikes between calls. There is none from here to the outbox, so no frame with a number is lost.
+            frame.number = self.submitted
+            self.submitted += 1
+            self.last_submitted = frame.submitted
+            settled: Frame | None = frame
+            if decision is None:
+                decision, waiting = _SUPERSEDED, self._waiting
+                if waiting is None or waiting.submitted <= frame.submitted:  # else copying it took longer
+                    settled, self._waiting = waiting, frame
+            if settled is not None:
+                settled.decision = decision
+                settled.settled = True
+                self._outbox.append(settled)
+                self._release(settled)
+                self._alarm.notify()
+            if settled is not frame:
                 self._work.notify()
                 if frame.deadline < self._alarm_at:
                     self._alarm.notify()
@@ -102,8 +109,6 @@ class Mailbox:
                 frame, self._waiting = self._waiting, None
                 if frame is None:
                     self._work.wait()
-                elif frame.settled:
-                    continue  # Ctrl-C struck while a newer one was to take its place
                 elif (now := time.monotonic_ns()) >= frame.deadline:
                     self._settle(frame, self._unstarted)
                     self._release(frame)
@@ -195,8 +200,8 @@ class Mailbox:
 
     def _settle(self, frame: Frame, decision: Decision) -> None:
         frame.decision = decision
-        self._outbox.append(frame)  # twice where Ctrl-C strikes before the next line; delivery takes the first one
         frame.settled = True
+        self._outbox.append(frame)
         self._alarm.notify()
 
     def _release(self, frame: Frame) -> None:

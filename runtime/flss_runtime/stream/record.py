@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flss_runtime.bundle import utc_now
-from flss_runtime.errors import DataError, OutputError
+from flss_runtime.errors import DataError, OutputError, UsageError
 from flss_runtime.stream.results import StreamResult
 
 _log = logging.getLogger("flss_runtime")
 
 SCHEMA_VERSION = 1
 _EVERY_S = 1.0
-_MOST_HELD = 100_000  # frames, some 50 MB: minutes of a disk that hangs
+_MOST_HELD = 20_000  # frames, some 25 MB: minutes of a disk that hangs
 _CLOSE_S = 10.0
 
 Json = dict[str, Any]
@@ -28,15 +28,13 @@ Json = dict[str, Any]
 class FrameRecorder:
     """Appends a line for each result to a file, once a second and in a thread of its own: a slow disk delays no frame.
 
-    Each stream that is recorded begins with a line `{"header": …}`. Nothing is replaced: a file that is there already
-    is continued, after its last whole line. What a crash may cost is the last second and half a line.
+    A recorder is for one stream, which begins with a line `{"header": …}`. Nothing is replaced: a file that is there
+    already is continued, after its last whole line. What a crash may cost is the last second and half a line; a power
+    cut, what the system has not put on the disk yet.
 
     Args:
         path: The file.
         notes: JSON values for the headers, beside what the stream says of itself.
-
-    Attributes:
-        lost: Frames that could not be written.
 
     Raises:
         OutputError: It cannot be written.
@@ -44,7 +42,9 @@ class FrameRecorder:
 
     def __init__(self, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
-        self.lost = 0
+        self._dropped = 0
+        self._buffered = 0  # frames handed to the file since it was last flushed
+        self._failing = False  # whether that went wrong
         self._notes = dict(notes or {})
         self._file = _open(self.path)
         self._class_names: tuple[str, ...] = ()
@@ -53,28 +53,51 @@ class FrameRecorder:
         self._thread: threading.Thread | None = None
         self._reported: set[type[Exception]] = set()
 
+    @property
+    def lost(self) -> int:
+        """Frames that could not be written; while the disk refuses, also those that wait for it."""
+        waiting = self._buffered + len(self._lines) if self._failing or self._file.closed else 0
+        return self._dropped + waiting
+
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write the header of a stream; the stream does that when it is open.
 
         Args:
             facts: JSON values: what decides, the names of the classes, policies and versions.
+
+        Raises:
+            UsageError: Notes or facts are no JSON values, or there was a stream before.
+            OutputError: The file cannot be written.
         """
+        if self._thread is not None or self._ending.is_set():
+            raise UsageError("this FrameRecorder has had its stream", "make a new one for each stream")
+        header = {"schema_version": SCHEMA_VERSION, "created": utc_now(), **self._notes, **facts}
+        try:
+            line = _line({"header": header})
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the header of a record is no JSON: {error}", "pass notes of JSON values") from error
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self._class_names = tuple(facts.get("class_names", ()))
-        self._lines.append({"header": {"schema_version": SCHEMA_VERSION, "created": utc_now(), **self._notes, **facts}})
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="flss-record", daemon=True)
-            self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="flss-record", daemon=True)
+        self._thread.start()
 
     def write(self, result: StreamResult) -> None:
         """Take a result; it is written within the next second. After `close`, or with a disk that hangs, it is lost."""
         if self._ending.is_set() or len(self._lines) >= _MOST_HELD:
-            self.lost += 1
+            self._dropped += 1
         else:
             self._lines.append(result.to_json(self._class_names))
 
+    def end(self) -> None:
+        """Take no more; what is left is written soon."""
+        self._ending.set()
+
     def close(self) -> None:
         """Write what is left; twice is fine."""
-        self._ending.set()
+        self.end()
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
             if self._thread.is_alive():
@@ -89,28 +112,33 @@ class FrameRecorder:
             self._flush()
         finally:
             self._ending.set()  # also where this thread fails: what comes now is counted as lost
-            self.lost += len(self._lines)
             try:
                 self._file.close()
             except OSError as error:
+                self._failing = True
                 self._report(error)
 
     def _flush(self) -> None:
         """Write what there is; what the disk does not take is tried again."""
         try:
             while self._lines:
-                self._file.write(self._encoded(self._lines[0]))
+                line = self._encoded(self._lines[0])
+                self._file.write(line)
                 self._lines.popleft()
+                self._buffered += bool(line)
             self._file.flush()
         except OSError as error:  # a full disk: the stream goes on without its record
+            self._failing = True
             self._report(error)
+        else:
+            self._buffered, self._failing = 0, False
 
     def _encoded(self, entry: Json) -> bytes:
         """Return its line; nothing where it has none, for one frame must not cost the others their record."""
         try:
-            return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+            return _line(entry)
         except Exception as error:
-            self.lost += 1
+            self._dropped += 1
             self._report(error)
             return b""
 
@@ -169,9 +197,17 @@ def _open(path: Path) -> BinaryIO:
                 if written.read() != b"\n":  # cut off by a crash
                     file.write(b"\n")
     except OSError as error:
-        fix = "check that the folder exists, can be written to and has free space, or choose another file"
-        raise OutputError(f"cannot write {path}: {error.strerror or error}", fix) from error
+        raise _unwritable(path, error) from error
     return file
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    fix = "check that the folder exists, can be written to and has free space, or choose another file"
+    return OutputError(f"cannot write {path}: {error.strerror or error}", fix)
+
+
+def _line(entry: Json) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
 def _entry(line: bytes) -> Json | None:

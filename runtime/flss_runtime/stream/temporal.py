@@ -18,13 +18,15 @@ class TemporalVote:
     Args:
         frames: How many of the last frames count, >= 1.
         needed: How many of them have to agree: more than half, so that there is at most one such class.
-        max_age_s: Frames that are older than the newest one by more than this do not count; None keeps them.
+        max_age_s: Frames that are older than the newest one by more than this do not count. Superseded frames are new,
+            too: where the engine hangs, the agreement ends after this time. None keeps frames of any age, and then it
+            does not end.
 
     Raises:
         UsageError: A value lies outside its range.
     """
 
-    def __init__(self, frames: int, needed: int, max_age_s: float | None = None) -> None:
+    def __init__(self, frames: int, needed: int, max_age_s: float | None = 0.5) -> None:
         if frames < 1 or not frames < 2 * needed <= 2 * frames:
             raise UsageError(
                 f"{needed} of {frames} frames have to agree",

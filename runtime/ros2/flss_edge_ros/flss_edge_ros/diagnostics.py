@@ -24,7 +24,7 @@ def stream_level(
 
     Args:
         health: As the stream says.
-        window: As `ResultWindow.summary`.
+        window: As `ResultWindow.summary`, and in the same time "unpublished" results and "unrecorded" frames.
         silent_s: Since the last image, or since activation; None where the node is not active.
         stale_after_s: After so long without an image the status is stale; 0: never.
 
@@ -39,8 +39,8 @@ def stream_level(
         return STALE, f"no image for {silent_s:.0f} s"
     if health.deadline_streak >= _STREAK:
         return ERROR, f"{health.deadline_streak} deadlines missed in a row"
-    if health.callback_errors or health.record_lost:
-        return WARN, f"{health.callback_errors} results not published, {health.record_lost} frames not recorded"
+    if window["unpublished"] or window["unrecorded"]:
+        return WARN, f"{window['unpublished']} results not published, {window['unrecorded']} frames not recorded"
     for share, what in (("missed_share", "missed their deadline"), ("superseded_share", "were superseded")):
         if (window[share] or 0) > _MANY:
             return WARN, f"{window[share]:.0%} of the images {what}"

@@ -40,7 +40,8 @@ def told(transition: Transition) -> Transition:
     def logged(node: ClassifierNode, state: Any) -> TransitionCallbackReturn:
         try:
             return transition(node, state)
-        except Exception:
+        except Exception as error:
+            node._problem = f"{type(error).__name__}: {error}"
             node.get_logger().error(traceback.format_exc())
             return TransitionCallbackReturn.ERROR
 
@@ -96,10 +97,14 @@ class ClassifierNode(LifecycleNode):
 
     @told
     def on_deactivate(self, state: Any) -> TransitionCallbackReturn:
-        """Unsubscribe, and wait for the results that are due before the publishers fall silent."""
+        """Unsubscribe, and wait for the results that are due before the publishers fall silent; fail if they do not."""
         assert self._session is not None
+        active_since = self._active_since
         self._unsubscribe()
-        self._session.drain()
+        if not self._session.drain():
+            self.get_logger().error("not deactivated: an image is still being decided; try again, or shut down")
+            self._subscription, self._active_since = self._subscribe(self._session), active_since
+            return TransitionCallbackReturn.FAILURE
         return super().on_deactivate(state)
 
     @told

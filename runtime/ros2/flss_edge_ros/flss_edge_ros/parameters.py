@@ -62,13 +62,15 @@ class Settings:
     )
     steady_frames: int = _number(0, "frames that the temporal vote looks back; 0: no temporal vote", 10_000)
     steady_needed: int = _number(0, "how many of them must agree, more than half", 10_000)
-    steady_max_age_ms: float = _number(0.0, "frames older than this do not count; 0: any age", _LONGEST_MS)
+    steady_max_age_ms: float = _number(
+        500.0, "frames older than this do not count; 0: any age, also while the engine hangs", _LONGEST_MS
+    )
     drift_dwell_frames: int = _number(
         30, "frames after which the camera sees something independent; 0: no drift monitor", 1_000_000
     )
     record_path: str = _text("", "file that a record of every frame is appended to, JSON lines; empty: none")
     record_key: str = _text(
-        "", "file for the key of the noise, with which a record is replayed; where it exists, FILE.2, …; empty: none"
+        "", "file for the key of the noise, which repeats a record's votes; where it exists, FILE.2, …; empty: none"
     )
     stale_after_ms: float = _number(
         3000.0, "diagnostics say STALE when no image came for so long; 0: never", _LONGEST_MS

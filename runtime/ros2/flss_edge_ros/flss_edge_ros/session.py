@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -21,15 +22,24 @@ from std_msgs.msg import String
 
 from flss_edge_ros import messages
 from flss_edge_ros.diagnostics import drift_status, stream_level, stream_status
-from flss_edge_ros.parameters import Settings
-from flss_edge_ros.window import ResultWindow
+from flss_edge_ros.parameters import HEARTBEAT_S, Settings
+from flss_edge_ros.window import SPAN_S, ResultWindow
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.drift import DriftMonitor, drift_reference
 from flss_runtime.errors import DataError
 from flss_runtime.noise import SystemNoise
 from flss_runtime.ros_images import image_from_compressed, image_from_ros
-from flss_runtime.stream import FrameRecorder, StreamClassifier, StreamResult, StreamState, TemporalVote, open_stream
+from flss_runtime.stream import (
+    FrameRecorder,
+    StreamClassifier,
+    StreamHealth,
+    StreamResult,
+    StreamState,
+    TemporalVote,
+    open_stream,
+)
 
+_PATIENCE_S = 2.5  # for the executor, which does nothing else meanwhile: less than a watchdog's lease
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -54,6 +64,7 @@ class Session:
         policy = bundle.policy(settings.num_samples or None, settings.sampling)
         self._bundle = bundle
         self._window = ResultWindow()
+        self._losses = deque([(0, 0)], maxlen=1 + round(SPAN_S / HEARTBEAT_S))  # so far, beat by beat
         self._drift = _drift_monitor(bundle, settings)
         self._messages = messages.ResultMessages(bundle.class_names)
         with _recorded_noise(settings.record_key) as (noise, key_name), ExitStack() as undo:
@@ -90,11 +101,20 @@ class Session:
         stamp = header.stamp
         self._stream.submit(image, stamp=stamp.sec * 1_000_000_000 + stamp.nanosec, source=header)
 
-    def drain(self) -> None:
-        """Wait until every image that was handed in has its result, at most until a stream that hangs is given up."""
-        limit = time.monotonic() + max(2.0, self.settings.deadline_ms / 1000 + 0.5)
-        while self._stream.health().pending and time.monotonic() < limit:
+    def drain(self) -> bool:
+        """Wait until every image that was handed in has its result; return False where that takes too long."""
+        limit = time.monotonic() + _PATIENCE_S
+        while pending := self._stream.health().pending:
+            if time.monotonic() > limit:
+                break
             time.sleep(0.002)
+        return not pending
+
+    def _lately_lost(self, health: StreamHealth) -> dict[str, int]:
+        now = health.callback_errors, health.record_lost
+        self._losses.append(now)
+        names = "unpublished", "unrecorded"
+        return {name: max(0, new - old) for name, new, old in zip(names, now, self._losses[0], strict=True)}
 
     def heartbeat(self) -> None:
         """Tell the readers of decisions that the node lives, unless its stream hangs; each decision does so, too."""
@@ -108,7 +128,8 @@ class Session:
         Args:
             active_s: For how long the node has been active; None where it is not.
         """
-        health, window = self._stream.health(), self._window.summary()
+        health = self._stream.health()
+        window = {**self._window.summary(), **self._lately_lost(health)}
         silent_s = active_s if active_s is None or health.frame_age_s is None else min(active_s, health.frame_age_s)
         level, message = stream_level(health, window, silent_s, self.settings.stale_after_ms / 1000)
         statuses = [stream_status(self._node, level, message, health, window, self._stream.origin)]
