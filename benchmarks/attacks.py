@@ -27,9 +27,8 @@ import torch
 from attack_passes import TABLE, Passes, by_hand, check_passes, counting
 from attack_peers import ARMS, COMPARISONS, Case, Comparison, answers_of, right_images
 from attack_plot import plot_attacks
-from command_line import add_result_options, prepare, require_at_least, run_timing
+from command_line import add_result_options, describe_device, prepare, require_at_least, run_timing
 from torch import Tensor
-from training import describe_device
 
 from flss_edge.adversary import frozen
 from flss_edge.checkpoint import Checkpoint, load_checkpoint

@@ -12,6 +12,7 @@ from typing import Any
 
 from flss_runtime.atomic import atomic_write, refuse_existing
 from flss_runtime.errors import BenchmarkInvalid, EngineUnavailable, FLSSError, UsageError
+from flss_runtime.machine import cpu_model
 from flss_runtime.validity import Flag, machine_flags, profile_flags, run_flags
 
 Result = dict[str, Any]
@@ -25,7 +26,7 @@ def command_of(script: str, options: argparse.Namespace) -> str:
         for item in value if isinstance(value, list) else [value]:
             if item is None or item is False:
                 continue
-            if name != "bundle":  # the one argument that has no flag
+            if name not in ("bundle", "network"):  # the arguments that have no flag
                 words.append(f"--{name.replace('_', '-')}")
             if item is not True:
                 words.append(item.name if isinstance(item, Path) else str(item))
@@ -125,3 +126,21 @@ def prepare(options: argparse.Namespace) -> None:
         raise EngineUnavailable("torch sees no GPU", "Use --device cpu.")
     if options.threads:
         torch.set_num_threads(options.threads)
+
+
+def describe_device(name: str) -> dict[str, Any]:
+    """Return what torch says about the device that computes."""
+    import torch  # here, because benchmarks of the runtime have to do without
+
+    device = torch.device(name)
+    if device.type != "cuda":
+        return {"type": device.type, "name": cpu_model()}
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "type": "cuda",
+        "name": found.name,
+        "memory_mib": found.total_memory // 2**20,
+        "multiprocessors": found.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }

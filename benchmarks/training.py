@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import add_result_options, prepare, require_at_least, run_timing
+from command_line import add_result_options, describe_device, prepare, require_at_least, run_timing
 from training_arms import PROGRESS, Arm, build_arm, minibatch, new_trainer, run_blocks
 from training_checks import Stages, check_equal_results, count_work, passes_by_hand, stages_of
 from training_plot import plot_training
@@ -30,7 +30,7 @@ from flss_edge.recipes.config import Recipe
 from flss_runtime.environment import describe_environment
 from flss_runtime.errors import UsageError
 from flss_runtime.latency import overhead, variation
-from flss_runtime.machine import Snapshot, cpu_model
+from flss_runtime.machine import Snapshot
 from flss_runtime.validity import Flag, flag, machine_flags, run_flags
 
 EPOCH_IMAGES = 49_000  # of the official recipe on CIFAR-10: 50,000 less 100 validation images a class
@@ -100,22 +100,6 @@ def _config(
         "timed": "whole update: gather, augmentation, attack, weight perturbation, two optimiser steps",
         "progress": PROGRESS,
         "peak_tflops": peak,
-    }
-
-
-def describe_device(name: str) -> dict[str, Any]:
-    """Return what torch says about the device that computes."""
-    device = torch.device(name)
-    if device.type != "cuda":
-        return {"type": device.type, "name": cpu_model()}
-    found = torch.cuda.get_device_properties(device)
-    return {
-        "type": "cuda",
-        "name": found.name,
-        "memory_mib": found.total_memory // 2**20,
-        "multiprocessors": found.multi_processor_count,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
 

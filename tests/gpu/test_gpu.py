@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +84,22 @@ def test_the_engine_that_is_damaged_is_this_machines(tiny_bundle: Path, tmp_path
         checks.head_entry(bundle, library, device, cache)
     stored = cache.store(keys[1], head.name, Built(b"this one's", "fp32", 1.0))
     assert checks.head_entry(bundle, library, device, cache) == stored
+
+
+@needs_gpu
+def test_torch_as_a_cuda_graph_decides_as_the_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Checked by the benchmark itself, which exits 1 otherwise."""
+    torch = pytest.importorskip("torch", reason="needs the extra train")
+    pytest.importorskip("matplotlib", reason="needs the extra plot")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    script, output = Path(__file__).parents[2] / "benchmarks/torch_inference.py", tmp_path / "torch.json"
+    sizes = ["--batches", "1,8", "--samples", "1,100", "--precisions", "fp32,tf32,fp16"]
+    command = [sys.executable, str(script), str(tiny_checkpoint), "--device", "cuda", *sizes, "--quick"]
+    done = subprocess.run([*command, "--allow-invalid", "-o", str(output)], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(output.read_text())["results"]["cells"]:
+        assert row["failed"] is None, row["detail"]
+        assert {arm["way"] for arm in row["arms"]} == {"eager", "graph"}
+        assert all(arm["kernels"] for arm in row["arms"]), "the profiler saw no kernels"
+        assert any("fused_at_best" in cost for cost in row["overhead"])
