@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark_scripts import PNG, load, start
 
-from flss_runtime.errors import CheckFailed
+from flss_runtime.errors import CheckFailed, UsageError
+from flss_runtime.stream import open_stream
 
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 stream = load("stream")
@@ -78,6 +81,21 @@ def test_a_machine_whose_timers_are_late_is_flagged() -> None:
 def test_a_classifier_that_does_not_keep_up_has_no_latency() -> None:
     assert stream.keeps_up({"accepted": 70, "low_vote": 29, "deadline": 1})
     assert not stream.keeps_up({"accepted": 98, "deadline": 2}) and not stream.keeps_up({"superseded": 100})
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="Linux alone has real-time priorities")
+def test_the_clock_of_a_stream_can_have_a_priority(calibrated_bundle: Path) -> None:
+    with open_stream(calibrated_bundle, lambda result: None, threads=1):
+        (clock,) = [thread.native_id for thread in threading.enumerate() if thread.name == stream.CLOCK]
+        assert clock is not None
+        try:
+            stream.prioritise_clock(7)
+        except UsageError as error:
+            assert "--clock-priority 7 is not allowed" in error.problem
+            pytest.skip("real-time priorities are not allowed here")
+        assert os.sched_getscheduler(clock) == os.SCHED_FIFO and os.sched_getparam(clock).sched_priority == 7
+        with pytest.raises(UsageError, match="--clock-priority 100"):
+            stream.prioritise_clock(100)
 
 
 def test_cores_are_busy_while_it_lasts() -> None:

@@ -112,6 +112,11 @@ class TestStates:
         assert found["state"] == INSUFFICIENT and "only 29 frames" in found["reason"]
         assert found["shares"]["rejected"]["now"] is None and found["shares"]["rejected"]["interval"] is None
 
+    def test_it_is_not_ok_before_that_where_the_horizon_is_shorter(self, reference: DriftReference) -> None:
+        monitor = DriftMonitor(reference, dwell_frames=1, horizon_frames=2)
+        feed(monitor, np.full(5, N), reference)
+        assert monitor.state == INSUFFICIENT
+
     @pytest.mark.parametrize("dwell", [1, 30])
     def test_it_is_not_ok_while_no_alarm_is_possible(self, reference: DriftReference, dwell: int) -> None:
         """Frames that all are rejected, the worst there is, never pass for OK on their way to the alarm."""

@@ -134,8 +134,8 @@ class TestResults:
 
     def test_the_vote_over_frames_is_in_the_result(self, tiny: TinyModel, bundle: Bundle) -> None:
         images = random_images(tiny, 20).repeat(4, axis=0)  # a camera that looks at each thing for a while
-        vote = TemporalVote(3, 2)
-        with opened(bundle, Results(), steady=TemporalVote(3, 2)) as stream:
+        vote = TemporalVote(3, 2, max_age_s=None)
+        with opened(bundle, Results(), steady=TemporalVote(3, 2, max_age_s=None)) as stream:
             found = [stream.classify(image) for image in images]
         assert [result.steady for result in found] == [vote.update(result.decision, 0) for result in found]
         assert len({result.steady for result in found}) > 1

@@ -103,13 +103,22 @@ class TestFault:
 
     @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
     def test_other_errors_are_faults_too(
-        self, tiny: TinyModel, moody: Bundle, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+        self,
+        tiny: TinyModel,
+        moody: Bundle,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        error: type[BaseException],
     ) -> None:
-        """A classifier whose noise source breaks: nothing that anybody foresaw."""
+        """A classifier whose noise source breaks, and that cannot be closed: nothing that anybody foresaw."""
+
+        def unclosable() -> None:
+            raise error("still in use")
 
         def broken() -> SmoothedClassifier:
             classifier = open_classifier(moody, threads=1)
             classifier.noise = _Breaks(10, error)
+            monkeypatch.setattr(classifier, "close", unclosable)
             return classifier
 
         origin = Origin("ort", "fp32", "latent", "moody.bundle", moody.digest, 2.0)
@@ -118,6 +127,8 @@ class TestFault:
             StreamClassifier(broken, Results(), origin=origin, backoff=QUICK) as stream,
         ):
             found = [stream.classify(moody_image(tiny)).decision for _ in range(5)]
+            until(lambda: stream.health().restarts == 1)
+            assert stream.classify(moody_image(tiny)).decision.status is not Status.FAULT, "it goes on"
         assert [decision.status is Status.FAULT for decision in found] == [False] * 4 + [True]
         assert found[-1].reason == f"{error.__name__}: no noise left"
         (record,) = [record for record in caplog.records if "the engine failed" in record.message]

@@ -64,9 +64,10 @@ finally:
             out, err = process.communicate(timeout=30)
             assert (process.returncode, out, err) == (143, "counted True\n", "")
 
+    @pytest.mark.parametrize("call", ["number = stream.submit(image)", "if stream.health().state == 'closed': break"])
     @pytest.mark.parametrize("ends", [False, True])
     def test_a_handler_that_closes_does_not_hang(
-        self, tiny: TinyModel, moody: Bundle, tmp_path: Path, ends: bool
+        self, tiny: TinyModel, moody: Bundle, tmp_path: Path, ends: bool, call: str
     ) -> None:
         script = """
 import atexit
@@ -86,11 +87,11 @@ signal.signal(signal.SIGTERM, handler)
 print("open", flush=True)
 try:
     while True:
-        number = stream.submit(image)
+        CALL
 except UsageError:
     pass
-""".replace("ENDS", str(ends))
-        for pause_s in (0.04, 0.051, 0.067):  # mostly in the middle of `submit`
+""".replace("ENDS", str(ends)).replace("CALL", call)
+        for pause_s in (0.04, 0.051, 0.067):  # mostly in the middle of the call
             process = run_script(tiny, moody, tmp_path, script)
             assert process.stdout is not None and process.stdout.readline() == "open\n", process.communicate()
             time.sleep(pause_s)

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+_MOST_BLOCKS = 10_000  # evidence grows exponentially, unless the bounds bound nothing
 STAKES = np.array([1 / 64, 1 / 16, 1 / 4, 1 / 2, 9 / 10])  # never 1: a single share of 0 would wipe out all evidence
 
 
@@ -75,21 +76,20 @@ class Detector:
         mean: FloatArray = self._wealth @ self._weights
         return mean
 
-    def fewest_blocks(self, threshold: float, most: int) -> int:
+    def fewest_blocks(self, threshold: float) -> int:
         """Return a number of blocks that the evidence cannot reach a threshold in fewer than, whatever they show.
 
         Each share is taken at its own worst, which a single stream cannot be for all of them at once.
 
         Args:
             threshold: > 0; of a single stream.
-            most: Where to stop counting, >= 1.
         """
         evidence, factors = np.zeros_like(self._slopes), self._slopes + self._rests
-        for blocks in range(1, most):
+        for blocks in range(1, _MOST_BLOCKS):
             evidence = (evidence + 1.0) * factors
             if evidence.mean() >= threshold:
                 return blocks
-        return most
+        return _MOST_BLOCKS
 
     def strongest(self) -> tuple[int, bool]:
         """Return which share the evidence speaks of most, and whether upward; of a single stream."""

@@ -72,8 +72,7 @@ class DriftMonitor:
         }
         self._dwell = dwell_frames
         self._period = 2 * dwell_frames - 1
-        horizon = math.ceil(horizon_frames / self._period)  # in blocks
-        self._threshold = horizon / (false_alarm_rate / 2)
+        self._threshold = math.ceil(horizon_frames / self._period) / (false_alarm_rate / 2)
         self._problem = _problem(reference)
         # In place of one that cannot serve there is one of no samples, to which no decision belongs.
         self._reference = DriftReference((), 0, 0) if reference is None or self._problem else reference
@@ -83,7 +82,7 @@ class DriftMonitor:
         self._bins = [sum(level >= each for each in self._levels) for level in range(samples + 2)]
         self._bounds = [self._reference.bounds(level, false_alarm_rate / 2) for level in self._levels]
         self._detector = Detector(*np.array(self._bounds).reshape(-1, 2).T)
-        self._fewest = self._detector.fewest_blocks(self._threshold, horizon) if self._levels else 1
+        self._fewest = self._detector.fewest_blocks(self._threshold) if self._levels else 1
         self._counts = [0] * (len(self._levels) + 1)  # frames of the open block by bin; nobody asks for the last
         self._block = np.empty(len(self._levels))
         self._recent = np.empty((RECENT_BLOCKS, len(self._levels)))

@@ -9,7 +9,8 @@ import operator
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -79,6 +80,8 @@ class StreamClassifier:
         stall_s: float = 2.0,
     ) -> None:
         _check_times(deadline_s, stall_s, reduced)
+        if record is not None:
+            record.claim()
         self._deadline_ns = None if deadline_s is None else round(deadline_s * 1e9)
         self._stall_s = stall_s
         self._backoff = backoff
@@ -90,7 +93,7 @@ class StreamClassifier:
         self._failures = 0  # in a row
         self._restarts = 0
         self._process = os.getpid()
-        self._locking: set[int] = set()  # threads that a signal's handler may interrupt with a lock in their hands
+        self._locking: set[int] = set()  # see _interruptible
         opened: SimpleQueue[BaseException | None] = SimpleQueue()
         # Daemons: a process has to be able to end although an engine hangs. atexit closes what can be closed.
         self._worker = threading.Thread(target=self._work, args=(opened,), name="flss-stream-worker", daemon=True)
@@ -166,27 +169,24 @@ class StreamClassifier:
         """
         self._refuse_fork()
         lost = 0 if self._record is None else self._record.lost
-        return examine(self._mailbox, self._delivery, self._stall_s, restarts=self._restarts, record_lost=lost)
+        with self._interruptible():
+            return examine(self._mailbox, self._delivery, self._stall_s, restarts=self._restarts, record_lost=lost)
 
     def close(self) -> None:
         """Take no more frames, deliver what is due, and close the engines; twice is fine, and any thread may.
 
         The frame that waits is `superseded`. The one that runs is waited for, at most until its deadline or for
         `stall_s`, and is `fault` then; an engine that does not come back is left behind in its thread. Where it would
-        wait for its caller, in the callback and in a signal's handler that interrupted `submit` or `close`, it does not
-        wait: the results that are left come after it, at the latest when it is called again or the process ends.
+        wait for its caller, in the callback and in a signal's handler that interrupted a call of this stream, it does
+        not wait: the results that are left come after it, at the latest when it is called again or the process ends.
         """
         if os.getpid() != self._process:
             return
-        thread = threading.get_ident()
-        if thread in (*self._locking, self._worker.ident, self._clock.ident):
+        interrupted = threading.get_ident() in self._locking
+        with self._interruptible():
             self._mailbox.close()
+        if interrupted or threading.current_thread() in (self._worker, self._clock):
             return
-        try:
-            self._locking.add(thread)
-            self._mailbox.close()
-        finally:
-            self._locking.discard(thread)
         self._clock.join(self._stall_s + 1)
         self._worker.join(1 if self._mailbox.worker_gone else 0)
         left = [thread.name for thread in (self._worker, self._clock) if thread.is_alive()]
@@ -208,16 +208,24 @@ class StreamClassifier:
         now = time.monotonic_ns()
         self._refuse_fork()
         frame = Frame(_whole(stamp), source, now, NEVER if self._deadline_ns is None else now + self._deadline_ns, box)
-        thread = threading.get_ident()
-        try:
-            self._locking.add(thread)
+        with self._interruptible():
             try:
                 frame.pixels = self._buffers.copy(image)
             except DataError as error:
                 frame.decision = unanswered(Status.INVALID_INPUT, error.problem)
             return self._mailbox.put(frame)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Mark this thread as one that a signal's handler may interrupt with a lock in its hands."""
+        thread = threading.get_ident()
+        marked = thread in self._locking
+        try:
+            self._locking.add(thread)
+            yield
         finally:
-            self._locking.discard(thread)
+            if not marked:
+                self._locking.discard(thread)
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._process:  # its threads are not here, and its locks may be held for ever

@@ -150,5 +150,5 @@ def _warm_up(classifier: SmoothedClassifier, policy: SmoothingPolicy) -> int:
 def _close(classifier: SmoothedClassifier) -> None:
     try:
         classifier.close()
-    except Exception:  # it had failed before: there is nothing more to do about it
+    except BaseException:  # it had failed before: there is nothing more to do about it
         _log.warning("the engine could not be closed", exc_info=True)

@@ -42,22 +42,33 @@ class FrameRecorder:
 
     def __init__(self, path: str | Path, notes: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
+        self._claimed = False
         self._dropped = 0
         self._buffered = 0  # frames handed to the file since it was last flushed
         self._failing = False  # whether that went wrong
         self._notes = dict(notes or {})
         self._file = _open(self.path)
         self._class_names: tuple[str, ...] = ()
-        self._lines: deque[Json] = deque()
+        self._lines: deque[Json | bytes] = deque()  # frames, and the line of the header
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._reported: set[type[Exception]] = set()
 
     @property
     def lost(self) -> int:
-        """Frames that could not be written; while the disk refuses, also those that wait for it."""
+        """Frames that could not be written; while the disk refuses, also the lines that wait for it."""
         waiting = self._buffered + len(self._lines) if self._failing or self._file.closed else 0
         return self._dropped + waiting
+
+    def claim(self) -> None:
+        """Take it for a stream, which closes it.
+
+        Raises:
+            UsageError: It has had its stream.
+        """
+        if self._claimed or self._ending.is_set():
+            raise UsageError("this FrameRecorder has had its stream", "make a new one for each stream")
+        self._claimed = True
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write the header of a stream; the stream does that when it is open.
@@ -66,20 +77,13 @@ class FrameRecorder:
             facts: JSON values: what decides, the names of the classes, policies and versions.
 
         Raises:
-            UsageError: Notes or facts are no JSON values, or there was a stream before.
-            OutputError: The file cannot be written.
+            UsageError: Notes or facts are no JSON values.
         """
-        if self._thread is not None or self._ending.is_set():
-            raise UsageError("this FrameRecorder has had its stream", "make a new one for each stream")
         header = {"schema_version": SCHEMA_VERSION, "created": utc_now(), **self._notes, **facts}
         try:
-            line = _line({"header": header})
+            self._lines.append(_line({"header": header}))
         except (TypeError, ValueError) as error:
             raise UsageError(f"the header of a record is no JSON: {error}", "pass notes of JSON values") from error
-        try:
-            self._file.write(line)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
         self._class_names = tuple(facts.get("class_names", ()))
         self._thread = threading.Thread(target=self._run, name="flss-record", daemon=True)
         self._thread.start()
@@ -122,10 +126,11 @@ class FrameRecorder:
         """Write what there is; what the disk does not take is tried again."""
         try:
             while self._lines:
-                line = self._encoded(self._lines[0])
+                entry = self._lines[0]
+                line = entry if isinstance(entry, bytes) else self._encoded(entry)
                 self._file.write(line)
                 self._lines.popleft()
-                self._buffered += bool(line)
+                self._buffered += bool(line) and line is not entry
             self._file.flush()
         except OSError as error:  # a full disk: the stream goes on without its record
             self._failing = True
@@ -197,13 +202,9 @@ def _open(path: Path) -> BinaryIO:
                 if written.read() != b"\n":  # cut off by a crash
                     file.write(b"\n")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        fix = "check that the folder exists, can be written to and has free space, or choose another file"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", fix) from error
     return file
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    fix = "check that the folder exists, can be written to and has free space, or choose another file"
-    return OutputError(f"cannot write {path}: {error.strerror or error}", fix)
 
 
 def _line(entry: Json) -> bytes:

@@ -39,7 +39,7 @@ from flss_runtime.stream import (
     open_stream,
 )
 
-_PATIENCE_S = 2.5  # for the executor, which does nothing else meanwhile: less than a watchdog's lease
+_PATIENCE_S = 2.5  # of the executor, which does nothing else meanwhile
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -103,10 +103,14 @@ class Session:
 
     def drain(self) -> bool:
         """Wait until every image that was handed in has its result; return False where that takes too long."""
-        limit = time.monotonic() + _PATIENCE_S
+        begun = beat = time.monotonic()
         while pending := self._stream.health().pending:
-            if time.monotonic() > limit:
+            now = time.monotonic()
+            if now > begun + _PATIENCE_S:
                 break
+            if now > beat + HEARTBEAT_S / 2:  # the executor, which beats otherwise, is waiting here
+                self.heartbeat()
+                beat = now
             time.sleep(0.002)
         return not pending
 
