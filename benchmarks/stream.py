@@ -1,6 +1,6 @@
 """Does every frame have a result in time, and what does the stream cost over the bare classifier?
 
-usage: python benchmarks/stream.py c10.bundle -o stream.json
+usage: [chrt -f 10] python benchmarks/stream.py c10.bundle -o stream.json
 
 Frames come at a camera's rate. Four runs of them: with a deadline that is roomy (the time between two frames) and with
 one that is tight (the median latency of the first run, which many frames miss), each on a quiet
@@ -17,7 +17,6 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ from flss_runtime.atomic import refuse_existing
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.environment import describe_environment
-from flss_runtime.errors import CheckFailed, UsageError
+from flss_runtime.errors import CheckFailed
 from flss_runtime.image_pool import load_images
 from flss_runtime.images import fit_image
 from flss_runtime.latency import overhead, summarise
@@ -48,12 +47,15 @@ from flss_runtime.validity import Flag, flag, machine_flags, profile_flags, run_
 
 LIMIT_MS = {"quiet": 1.0, "busy": 5.0}
 LEAST_ANSWERED = 0.99  # of the frames, for their latencies to be those of the classifier
-CLOCK = "flss-stream-clock"
 WARM_UP = 100  # frames of the bare classifier at the camera's rate
 BLOCK = 100  # frames, after which the bare classifier has its turn
 SETTLE_S = 2.0
-# Ends by itself where its parent was killed.
-BUSY = "import os, sys\nos.nice(10)\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"
+# Ends by itself where its parent was killed, and has no real-time priority where that has one.
+BUSY = (
+    "import os, sys\n"
+    "if hasattr(os, 'sched_setscheduler'): os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))\n"
+    "os.nice(10)\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"
+)
 
 Image = NDArray[np.uint8]
 
@@ -105,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "num_samples": options.num_samples,
             "frames": options.frames,
             "rate_hz": options.rate,
-            "clock_priority": options.clock_priority,
+            "scheduling": scheduling(),
             "frame": list(camera_size(options.frame)) if options.frame else None,
             "input": bundle.input.to_json(),
         },
@@ -162,8 +164,6 @@ def run(
     with StreamClassifier(
         lambda: open_bare(bundle, options), on_result, origin=origin, deadline_s=deadline_ms / 1e3
     ) as stream:
-        if options.clock_priority:
-            prioritise_clock(options.clock_priority)
         for first in range(0, frames, BLOCK):
             start = clock() + period_ns
             for index in range(first, min(first + BLOCK, frames)):
@@ -181,21 +181,6 @@ def run(
     if bare is None or not keeps_up(found["statuses"]):  # late results are no latency of the classifier
         return found
     return found | compare((called - submitted) / 1e6, bare_ms)
-
-
-def prioritise_clock(priority: int) -> None:
-    """Let the scheduler run the thread that delivers on time before all others, as docs/streaming.md says.
-
-    Raises:
-        UsageError: The system does not allow it.
-    """
-    for thread in threading.enumerate():
-        if thread.name == CLOCK:
-            try:
-                os.sched_setscheduler(thread.native_id or 0, os.SCHED_FIFO, os.sched_param(priority))
-            except (AttributeError, OSError) as error:
-                fix = "Linux with an rtprio limit for this user (limits.d) or CAP_SYS_NICE, and 1 to 99"
-                raise UsageError(f"--clock-priority {priority} is not allowed here ({error})", fix) from error
 
 
 def describe(
@@ -224,6 +209,15 @@ def keeps_up(statuses: dict[str, int]) -> bool:
     """Say whether nearly all frames were accepted, or rejected by their vote."""
     answered = statuses.get("accepted", 0) + statuses.get("low_vote", 0)
     return answered >= LEAST_ANSWERED * sum(statuses.values())
+
+
+def scheduling() -> str | None:
+    """Return how this process is scheduled, such as "SCHED_OTHER" or "SCHED_FIFO 10"; None where it cannot say."""
+    if not hasattr(os, "sched_getscheduler"):
+        return None
+    policies = {os.SCHED_OTHER: "SCHED_OTHER", os.SCHED_FIFO: "SCHED_FIFO", os.SCHED_RR: "SCHED_RR"}
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    return policies.get(policy, str(policy)) + (f" {priority}" if priority else "")
 
 
 def timer_flags(runs: list[dict[str, Any]]) -> list[Flag]:
@@ -312,9 +306,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, help="a run; by default 3,000, with --quick 300; p99.9 needs 6,636")
     parser.add_argument("--rate", type=float, default=30.0, help="frames a second")
     parser.add_argument("--frame", help="camera frames of this size, such as 640x480, to be fitted")
-    parser.add_argument(
-        "--clock-priority", type=int, default=0, help="real-time priority of the thread that keeps deadlines, 1 to 99"
-    )
     parser.add_argument("-n", "--num-samples", type=int, default=100)
     parser.add_argument("--engine", default="ort")
     parser.add_argument("--threads", type=int, default=1)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark_scripts import PNG, load, start
 
-from flss_runtime.errors import CheckFailed, UsageError
-from flss_runtime.stream import open_stream
+from flss_runtime.errors import CheckFailed
 
 pytest.importorskip("matplotlib", reason="needs the extra plot")
 stream = load("stream")
@@ -83,21 +82,6 @@ def test_a_classifier_that_does_not_keep_up_has_no_latency() -> None:
     assert not stream.keeps_up({"accepted": 98, "deadline": 2}) and not stream.keeps_up({"superseded": 100})
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="Linux alone has real-time priorities")
-def test_the_clock_of_a_stream_can_have_a_priority(calibrated_bundle: Path) -> None:
-    with open_stream(calibrated_bundle, lambda result: None, threads=1):
-        (clock,) = [thread.native_id for thread in threading.enumerate() if thread.name == stream.CLOCK]
-        assert clock is not None
-        try:
-            stream.prioritise_clock(7)
-        except UsageError as error:
-            assert "--clock-priority 7 is not allowed" in error.problem
-            pytest.skip("real-time priorities are not allowed here")
-        assert os.sched_getscheduler(clock) == os.SCHED_FIFO and os.sched_getparam(clock).sched_priority == 7
-        with pytest.raises(UsageError, match="--clock-priority 100"):
-            stream.prioritise_clock(100)
-
-
 def test_cores_are_busy_while_it_lasts() -> None:
     with stream.busy_cores(True):
         pass
@@ -105,11 +89,32 @@ def test_cores_are_busy_while_it_lasts() -> None:
     assert done.returncode == 0, "without its parent it ends"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setscheduler"), reason="Linux alone has real-time priorities")
+def test_the_busy_processes_have_no_real_time_priority() -> None:
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(3))
+    except PermissionError:
+        pytest.skip("real-time priorities are not allowed here")
+    try:
+        assert stream.scheduling() == "SCHED_FIFO 3"
+        child = subprocess.Popen([sys.executable, "-c", stream.BUSY, str(os.getpid())])
+        end = time.monotonic() + 20
+        while (os.sched_getscheduler(child.pid), os.getpriority(os.PRIO_PROCESS, child.pid)) != (os.SCHED_OTHER, 10):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        os.sched_setscheduler(0, *before)
+    child.kill()
+    child.wait()
+
+
 def test_the_script_writes_what_it_found(calibrated_bundle: Path, tmp_path: Path) -> None:
     options = ("--quick", "--frames", 200, "--rate", 100, "-n", 20, "--frame", "64x48", "--allow-invalid")
     done = start("stream", calibrated_bundle, *options, "-o", tmp_path / "stream.json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "stream.json").read_text())
+    assert result["config"]["scheduling"] == stream.scheduling()
     runs = result["results"]["runs"]
     assert [(each["load"], each["deadline"]) for each in runs] == [
         (load, deadline) for load in ("quiet", "busy") for deadline in ("roomy", "tight")
