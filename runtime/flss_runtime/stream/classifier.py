@@ -7,12 +7,12 @@ import logging
 import math
 import operator
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import SimpleQueue
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from flss_runtime.classifier import SmoothedClassifier
@@ -93,7 +93,6 @@ class StreamClassifier:
         self._failures = 0  # in a row
         self._restarts = 0
         self._process = os.getpid()
-        self._locking: set[int] = set()  # see _interruptible
         opened: SimpleQueue[BaseException | None] = SimpleQueue()
         # Daemons: a process has to be able to end although an engine hangs. atexit closes what can be closed.
         self._worker = threading.Thread(target=self._work, args=(opened,), name="flss-stream-worker", daemon=True)
@@ -169,8 +168,7 @@ class StreamClassifier:
         """
         self._refuse_fork()
         lost = 0 if self._record is None else self._record.lost
-        with self._interruptible():
-            return examine(self._mailbox, self._delivery, self._stall_s, restarts=self._restarts, record_lost=lost)
+        return examine(self._mailbox, self._delivery, self._stall_s, restarts=self._restarts, record_lost=lost)
 
     def close(self) -> None:
         """Take no more frames, deliver what is due, and close the engines; twice is fine, and any thread may.
@@ -182,10 +180,8 @@ class StreamClassifier:
         """
         if os.getpid() != self._process:
             return
-        interrupted = threading.get_ident() in self._locking
-        with self._interruptible():
-            self._mailbox.close()
-        if interrupted or threading.current_thread() in (self._worker, self._clock):
+        self._mailbox.close()
+        if self._has_interrupted() or threading.current_thread() in (self._worker, self._clock):
             return
         self._clock.join(self._stall_s + 1)
         self._worker.join(1 if self._mailbox.worker_gone else 0)
@@ -208,24 +204,24 @@ class StreamClassifier:
         now = time.monotonic_ns()
         self._refuse_fork()
         frame = Frame(_whole(stamp), source, now, NEVER if self._deadline_ns is None else now + self._deadline_ns, box)
-        with self._interruptible():
-            try:
-                frame.pixels = self._buffers.copy(image)
-            except DataError as error:
-                frame.decision = unanswered(Status.INVALID_INPUT, error.problem)
-            return self._mailbox.put(frame)
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Mark this thread as one that a signal's handler may interrupt with a lock in its hands."""
-        thread = threading.get_ident()
-        marked = thread in self._locking
         try:
-            self._locking.add(thread)
-            yield
-        finally:
-            if not marked:
-                self._locking.discard(thread)
+            frame.pixels = self._buffers.copy(image)
+        except DataError as error:
+            frame.decision = unanswered(Status.INVALID_INPUT, error.problem)
+        return self._mailbox.put(frame)
+
+    def _has_interrupted(self) -> bool:
+        """Return whether this runs in a signal's handler that came while its thread may have held the mailbox's lock.
+
+        The stack says so. A mark that each call sets and takes away does not: an exception of the handler can come
+        between the two.
+        """
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_locals.get("self") is self._mailbox:
+                return True
+            frame = frame.f_back
+        return False
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._process:  # its threads are not here, and its locks may be held for ever
