@@ -1,6 +1,6 @@
 """Does every frame have a result in time, and what does the stream cost over the bare classifier?
 
-usage: [chrt -f 10] python benchmarks/stream.py c10.bundle -o stream.json
+usage: [chrt -f 10] python benchmarks/stream.py c10.bundle -o stream.json [--awake]
 
 Frames come at a camera's rate. Four runs of them: with a deadline that is roomy (the time between two frames) and with
 one that is tight (the median latency of the first run, which many frames miss), each on a quiet
@@ -8,13 +8,15 @@ machine and with every core busy with another process at nice 10. Times are thos
 and on entry of the callback. In the first run the bare classifier takes turns with the stream, a block of frames each,
 at the same rate. The camera's own sleep is the control: how late it wakes is how late any timer of this machine may be.
 Exit 1 if a frame has no result, or more than one, or has it later than 1 ms after its deadline on the quiet machine,
-5 ms on the busy one; a machine whose bare timer is later than that is flagged.
+5 ms on the busy one; a machine whose bare timer is later than that is flagged. With --awake no core goes to sleep
+meanwhile: waking one takes a virtual machine, or a laptop, milliseconds now and then.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -35,7 +37,7 @@ from flss_runtime.atomic import refuse_existing
 from flss_runtime.bundle import Bundle, load_bundle
 from flss_runtime.classifier import SmoothedClassifier
 from flss_runtime.environment import describe_environment
-from flss_runtime.errors import CheckFailed
+from flss_runtime.errors import CheckFailed, UsageError
 from flss_runtime.image_pool import load_images
 from flss_runtime.images import fit_image
 from flss_runtime.latency import overhead, summarise
@@ -57,6 +59,8 @@ BUSY = (
     "os.nice(10)\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(10**6): pass"
 )
 
+WAKE_UP = Path("/dev/cpu_dma_latency")
+
 Image = NDArray[np.uint8]
 
 
@@ -76,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     images = [pool.images[index] for index in pool.order(0)]
     period_ns = round(1e9 / options.rate)
     deadlines_ms, runs, counters = {"roomy": period_ns / 1e6}, [], []
-    with open_bare(bundle, options) as classifier:
+    with awake_cores(options.awake), open_bare(bundle, options) as classifier:
         bare = bare_answer(classifier)
         paced(bare, images, WARM_UP, period_ns)
         for load, name in product(LIMIT_MS, ("roomy", "tight")):
@@ -108,6 +112,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "frames": options.frames,
             "rate_hz": options.rate,
             "scheduling": scheduling(),
+            "awake": options.awake,
             "frame": list(camera_size(options.frame)) if options.frame else None,
             "input": bundle.input.to_json(),
         },
@@ -283,6 +288,27 @@ def busy_cores(wanted: bool) -> Iterator[None]:
             child.wait()
 
 
+@contextmanager
+def awake_cores(wanted: bool) -> Iterator[None]:
+    """Let no core enter a sleep state while the block runs, if that is wanted.
+
+    As `cyclictest` does: Linux keeps to the shortest wake-up time that any open file of this device asks for.
+
+    Raises:
+        UsageError: the device is not there, or not for this user.
+    """
+    if not wanted:
+        yield
+        return
+    try:
+        device = WAKE_UP.open("r+b", buffering=0)  # creates nothing
+    except OSError as error:
+        raise UsageError(f"--awake needs {WAKE_UP}: {error.strerror}", "run as root on Linux, or without it") from error
+    with device:
+        device.write(struct.pack("i", 0))  # microseconds
+        yield
+
+
 def _summary(result: dict[str, Any]) -> str:
     lines = []
     for row in result["results"]["runs"]:
@@ -309,6 +335,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-n", "--num-samples", type=int, default=100)
     parser.add_argument("--engine", default="ort")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--awake", action="store_true", help="keep the cores out of sleep states (Linux, root)")
     parser.add_argument("--quick", action="store_true", help="a first look, always flagged; lateness is not judged")
     add_result_options(parser)
     options = parser.parse_args(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -107,6 +108,27 @@ def test_the_busy_processes_have_no_real_time_priority() -> None:
         os.sched_setscheduler(0, *before)
     child.kill()
     child.wait()
+
+
+@pytest.mark.skipif(not os.access(stream.WAKE_UP, os.R_OK | os.W_OK), reason="no such device, or not for this user")
+def test_the_cores_are_kept_awake_while_it_lasts() -> None:
+    def longest_us() -> int:
+        return int(struct.unpack("i", stream.WAKE_UP.read_bytes())[0])
+
+    before = longest_us()
+    with stream.awake_cores(False):
+        assert longest_us() == before
+    with stream.awake_cores(True):
+        assert longest_us() == 0
+    assert longest_us() == before != 0
+
+
+def test_a_machine_that_cannot_keep_them_awake_says_so(
+    calibrated_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stream, "WAKE_UP", tmp_path / "none")
+    assert stream.main([str(calibrated_bundle), "--quick", "--awake", "-o", str(tmp_path / "a.json")]) == 2
+    assert "--awake needs" in capsys.readouterr().err and not (tmp_path / "a.json").exists()
 
 
 def test_the_script_writes_what_it_found(calibrated_bundle: Path, tmp_path: Path) -> None:
