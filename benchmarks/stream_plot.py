@@ -73,7 +73,7 @@ def _lateness(axes: Any, runs: list[dict[str, Any]], limits: Mapping[str, float]
         axes.bar([place + 0.2 for place in places], timers, 0.4, color=COLOURS[0], label="a bare timer, same run"),
     ):
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
     for place, row in enumerate(runs):
         if limits is not None:
             axes.hlines(limits[row["load"]], place - 0.45, place + 0.45, color="black", ls="--", lw=1)
@@ -93,7 +93,7 @@ def _kinds(axes: Any, runs: list[dict[str, Any]], frames: int) -> None:
     axes.set_xticks(range(len(runs)), [_name(row) for row in runs], fontsize=8)
     axes.set_ylabel("% of frames")
     axes.set_title("Kinds of results")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
 def _name(row: Mapping[str, Any]) -> str:
