@@ -77,12 +77,12 @@ def told():
     print("done", max(took) < 1, set(range(number + 1)) <= set(frames), len(set(frames)) == len(frames))
 atexit.register(told)  # runs after what the stream registers
 stream = open_stream(bundle, callback, **options)
-class Slow(type(stream._mailbox)):
-    def look(self):  # so that the signal comes while the lock is held
-        with self._lock:
-            time.sleep(0.01)
-            return super().look()
-stream._mailbox.__class__ = Slow
+look = stream._mailbox.look
+def slow_look():  # so that the signal comes while the lock is held
+    with stream._mailbox._lock:
+        time.sleep(0.01)
+        return look()
+stream._mailbox.look = slow_look
 def handler(*_):
     start = time.monotonic()
     stream.close()

@@ -7,12 +7,11 @@ import logging
 import math
 import operator
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from flss_runtime.classifier import SmoothedClassifier
@@ -28,6 +27,7 @@ from flss_runtime.stream.mailbox import Mailbox, Outage
 from flss_runtime.stream.record import FrameRecorder
 from flss_runtime.stream.results import Origin, StreamResult
 from flss_runtime.stream.temporal import TemporalVote
+from flss_runtime.stream.waiting import wait_until
 
 _log = logging.getLogger("flss_runtime")
 
@@ -93,6 +93,7 @@ class StreamClassifier:
         self._failures = 0  # in a row
         self._restarts = 0
         self._process = os.getpid()
+        self._clock_gone = False
         opened: SimpleQueue[BaseException | None] = SimpleQueue()
         # Daemons: a process has to be able to end although an engine hangs. atexit closes what can be closed.
         self._worker = threading.Thread(target=self._work, args=(opened,), name="flss-stream-worker", daemon=True)
@@ -176,16 +177,21 @@ class StreamClassifier:
         The frame that waits is `superseded`. The one that runs is waited for, at most until its deadline or for
         `stall_s`, and is `fault` then; an engine that does not come back is left behind in its thread. Where it would
         wait for its caller, in the callback and in a signal's handler that interrupted a call of this stream, it does
-        not wait: the results that are left come after it, at the latest when it is called again or the process ends.
+        not wait; and a handler that raises ends the wait. Then the results that are left come after it, at the latest
+        when it is called again or the process ends.
         """
         if os.getpid() != self._process:
             return
         self._mailbox.close()
-        if self._has_interrupted() or threading.current_thread() in (self._worker, self._clock):
+        if self._mailbox.is_held() or threading.current_thread() in (self._worker, self._clock):
             return
-        self._clock.join(self._stall_s + 1)
-        self._worker.join(1 if self._mailbox.worker_gone else 0)
-        left = [thread.name for thread in (self._worker, self._clock) if thread.is_alive()]
+        wait_until(lambda: self._clock_gone, self._stall_s + 1)
+        left = []
+        for thread, gone in ((self._worker, self._mailbox.worker_gone), (self._clock, self._clock_gone)):
+            if gone:
+                thread.join(1)  # it has nothing left to do
+            else:
+                left.append(thread.name)
         if left:
             _log.warning("engine or callback did not come back within %g s; left behind: %s", self._stall_s, left)
         if self._record is not None:
@@ -209,19 +215,6 @@ class StreamClassifier:
         except DataError as error:
             frame.decision = unanswered(Status.INVALID_INPUT, error.problem)
         return self._mailbox.put(frame)
-
-    def _has_interrupted(self) -> bool:
-        """Return whether this runs in a signal's handler that came while its thread may have held the mailbox's lock.
-
-        The stack says so. A mark that each call sets and takes away does not: an exception of the handler can come
-        between the two.
-        """
-        frame: FrameType | None = sys._getframe()
-        while frame is not None:
-            if frame.f_locals.get("self") is self._mailbox:
-                return True
-            frame = frame.f_back
-        return False
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._process:  # its threads are not here, and its locks may be held for ever
@@ -287,6 +280,7 @@ class StreamClassifier:
         finally:
             if self._record is not None:
                 self._record.end()
+            self._clock_gone = True
 
 
 def _whole(stamp: int | None) -> int | None:

@@ -54,6 +54,7 @@ class Mailbox:
         self._buffers = buffers
         self._waiting: Frame | None = None
         self._running: Frame | None = None
+        self._handed_over = False  # the worker delivers the frame that ran
         self._outbox: deque[Frame] = deque()  # settled, for the clock to deliver
         self._alarm_at = NEVER
         self._outage: Outage | None = None
@@ -105,6 +106,7 @@ class Mailbox:
     def next_frame(self) -> Frame | None:
         """Wait for the frame that is to be run and mark it as running; None once the stream is closed."""
         with self._lock:
+            self._is_delivered()
             while self._give_up_at == NEVER:
                 frame, self._waiting = self._waiting, None
                 if frame is None:
@@ -151,6 +153,7 @@ class Mailbox:
     def sleep_until(self, when: int) -> bool:
         """Let the worker wait for a time; return False as soon as the stream is closed."""
         with self._lock:
+            self._is_delivered()
             while self._give_up_at == NEVER:
                 left = when - time.monotonic_ns()
                 if left <= 0:
@@ -166,7 +169,7 @@ class Mailbox:
                 self._settle_overdue(now)
                 if self._outbox:
                     return self._outbox.popleft()
-                closing = self._give_up_at != NEVER
+                closing = self._give_up_at != NEVER and not self._handed_over
                 if closing and (self._worker_gone or now >= self._give_up_at):
                     return None
                 self._alarm_at = self._next_alarm()
@@ -184,8 +187,16 @@ class Mailbox:
         """Say that the worker has ended; without it the stream is closed."""
         with self._lock:
             self._give_up_at = min(self._give_up_at, time.monotonic_ns())
-            self._worker_gone = True
+            self._worker_gone, self._handed_over = True, False
             self._alarm.notify_all()
+
+    def is_held(self) -> bool:
+        """Return whether this thread has the lock: it runs a signal's handler that came in one of these methods."""
+        try:
+            self._work.notify(0)  # nobody, and only its owner may
+        except RuntimeError:
+            return False
+        return True
 
     @property
     def worker_gone(self) -> bool:
@@ -197,6 +208,11 @@ class Mailbox:
         with self._lock:
             running = self._running
             return self._give_up_at != NEVER, self._outage, None if running is None else running.started
+
+    def _is_delivered(self) -> None:
+        self._handed_over = False
+        if self._give_up_at != NEVER:
+            self._alarm.notify()  # the clock waited for that
 
     def _settle(self, frame: Frame, decision: Decision) -> None:
         frame.decision = decision
@@ -228,6 +244,7 @@ class Mailbox:
             decision = self._undecided
         frame.decision = decision
         frame.settled = True
+        self._handed_over = True
         return True
 
     def _settle_overdue(self, now: int) -> None:
@@ -243,7 +260,7 @@ class Mailbox:
             self._drop_waiting(_CLOSED)
 
     def _next_alarm(self) -> int:
-        at = self._give_up_at
+        at = NEVER if self._handed_over else self._give_up_at  # the worker's end tells, and nothing else is left
         if self._waiting is not None:
             at = min(at, self._waiting.deadline)
         if self._running is not None and not self._running.settled:

@@ -8,12 +8,15 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
 from flss_runtime.bundle import utc_now
 from flss_runtime.errors import DataError, OutputError, UsageError
 from flss_runtime.stream.results import StreamResult
+from flss_runtime.stream.waiting import wait_until
 
 _log = logging.getLogger("flss_runtime")
 
@@ -50,8 +53,10 @@ class FrameRecorder:
         self._file = _open(self.path)
         self._class_names: tuple[str, ...] = ()
         self._lines: deque[Json | bytes] = deque()  # frames, and the line of the header
-        self._ending = threading.Event()
+        self._ending = False
+        self._end: SimpleQueue[None] = SimpleQueue()  # wakes the thread; an Event has a lock, which a handler may want
         self._thread: threading.Thread | None = None
+        self._written = False  # the thread has nothing left to do
         self._reported: set[type[Exception]] = set()
 
     @property
@@ -66,7 +71,7 @@ class FrameRecorder:
         Raises:
             UsageError: It has had its stream.
         """
-        if self._claimed or self._ending.is_set():
+        if self._claimed or self._ending:
             raise UsageError("this FrameRecorder has had its stream", "make a new one for each stream")
         self._claimed = True
 
@@ -90,37 +95,41 @@ class FrameRecorder:
 
     def write(self, result: StreamResult) -> None:
         """Take a result; it is written within the next second. After `close`, or with a disk that hangs, it is lost."""
-        if self._ending.is_set() or len(self._lines) >= _MOST_HELD:
+        if self._ending or len(self._lines) >= _MOST_HELD:
             self._dropped += 1
         else:
             self._lines.append(result.to_json(self._class_names))
 
     def end(self) -> None:
         """Take no more; what is left is written soon."""
-        self._ending.set()
+        self._ending = True
+        self._end.put(None)
 
     def close(self) -> None:
         """Write what is left; twice is fine."""
         self.end()
         if self._thread is not None:
-            self._thread.join(_CLOSE_S)
-            if self._thread.is_alive():
+            if not wait_until(lambda: self._written, _CLOSE_S):
                 _log.error("%s could not be closed: the disk does not answer", self.path)
         elif not self._file.closed:
             self._file.close()
 
     def _run(self) -> None:
         try:
-            while not self._ending.wait(_EVERY_S):
+            while not self._ending:
+                with suppress(Empty):
+                    self._end.get(timeout=_EVERY_S)
                 self._flush()
             self._flush()
         finally:
-            self._ending.set()  # also where this thread fails: what comes now is counted as lost
+            self._ending = True  # also where this thread fails: what comes now is counted as lost
             try:
                 self._file.close()
             except OSError as error:
                 self._failing = True
                 self._report(error)
+            finally:
+                self._written = True
 
     def _flush(self) -> None:
         """Write what there is; what the disk does not take is tried again."""
