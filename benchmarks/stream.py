@@ -9,7 +9,7 @@ and on entry of the callback. In the first run the bare classifier takes turns w
 at the same rate. The camera's own sleep is the control: how late it wakes is how late any timer of this machine may be.
 Exit 1 if a frame has no result, or more than one, or has it later than 1 ms after its deadline on the quiet machine,
 5 ms on the busy one; a machine whose bare timer is later than that is flagged. With --awake no core goes to sleep
-meanwhile: waking one takes a virtual machine, or a laptop, milliseconds now and then.
+meanwhile, for waking one takes time.
 """
 
 from __future__ import annotations
@@ -300,10 +300,13 @@ def awake_cores(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
+    fix = "run as root on Linux, outside of a container, or without it"
+    if WAKE_UP.exists() and not WAKE_UP.is_char_device():
+        raise UsageError(f"--awake needs {WAKE_UP}, which is no device here", fix)
     try:
         device = WAKE_UP.open("r+b", buffering=0)  # creates nothing
     except OSError as error:
-        raise UsageError(f"--awake needs {WAKE_UP}: {error.strerror}", "run as root on Linux, or without it") from error
+        raise UsageError(f"--awake needs {WAKE_UP}: {error.strerror}", fix) from error
     with device:
         device.write(struct.pack("i", 0))  # microseconds
         yield

@@ -116,19 +116,24 @@ def test_the_cores_are_kept_awake_while_it_lasts() -> None:
         return int(struct.unpack("i", stream.WAKE_UP.read_bytes())[0])
 
     before = longest_us()
+    if before == 0:
+        pytest.skip("somebody keeps them awake already")
     with stream.awake_cores(False):
         assert longest_us() == before
     with stream.awake_cores(True):
         assert longest_us() == 0
-    assert longest_us() == before != 0
+    assert longest_us() == before
 
 
 def test_a_machine_that_cannot_keep_them_awake_says_so(
     calibrated_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stream, "WAKE_UP", tmp_path / "none")
-    assert stream.main([str(calibrated_bundle), "--quick", "--awake", "-o", str(tmp_path / "a.json")]) == 2
-    assert "--awake needs" in capsys.readouterr().err and not (tmp_path / "a.json").exists()
+    (tmp_path / "file").touch()
+    for place in ("none", "file"):  # the latter is what root's shell makes of a device that is not there
+        monkeypatch.setattr(stream, "WAKE_UP", tmp_path / place)
+        assert stream.main([str(calibrated_bundle), "--quick", "--awake", "-o", str(tmp_path / "a.json")]) == 2
+        assert "--awake needs" in capsys.readouterr().err and not (tmp_path / "a.json").exists()
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_script_writes_what_it_found(calibrated_bundle: Path, tmp_path: Path) -> None:
