@@ -106,7 +106,7 @@ class Mailbox:
     def next_frame(self) -> Frame | None:
         """Wait for the frame that is to be run and mark it as running; None once the stream is closed."""
         with self._lock:
-            self._is_delivered()
+            self._mark_delivered()
             while self._give_up_at == NEVER:
                 frame, self._waiting = self._waiting, None
                 if frame is None:
@@ -153,7 +153,7 @@ class Mailbox:
     def sleep_until(self, when: int) -> bool:
         """Let the worker wait for a time; return False as soon as the stream is closed."""
         with self._lock:
-            self._is_delivered()
+            self._mark_delivered()
             while self._give_up_at == NEVER:
                 left = when - time.monotonic_ns()
                 if left <= 0:
@@ -209,7 +209,7 @@ class Mailbox:
             running = self._running
             return self._give_up_at != NEVER, self._outage, None if running is None else running.started
 
-    def _is_delivered(self) -> None:
+    def _mark_delivered(self) -> None:
         self._handed_over = False
         if self._give_up_at != NEVER:
             self._alarm.notify()  # the clock waited for that

@@ -13,6 +13,10 @@ def wait_until(true: Callable[[], bool], limit_s: float) -> bool:
 
     Without a lock, for events, queues with a limit and `Thread.join` have locks in Python: a handler that comes while
     one is taken waits for itself; and up to Python 3.12 a `join` that a handler ends takes the thread for ended.
+
+    Args:
+        true: Asked every 2 ms, by the calling thread.
+        limit_s: How long at most, in seconds.
     """
     end = time.monotonic() + limit_s
     while not true():
